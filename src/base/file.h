@@ -1,0 +1,54 @@
+// Read-only files: ranges by pread, and whole-file mappings for parsing headers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace caravan {
+
+// An open file that ranges are read from. Thread-safe (pread). Throws SystemError when it cannot be opened or read.
+class InputFile {
+ public:
+  explicit InputFile(const std::filesystem::path& path);
+  InputFile(InputFile&& other) noexcept;
+  InputFile& operator=(InputFile&&) = delete;
+  ~InputFile();
+
+  uint64_t size() const { return size_; }
+  const std::string& path() const { return path_; }
+
+  // Fills out with the bytes at offset; throws FormatError when the file ends before.
+  void read_at(uint64_t offset, std::span<std::byte> out) const;
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  uint64_t size_ = 0;
+};
+
+// A read-only private mapping of a whole file. Throws SystemError.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::filesystem::path& path);
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&&) = delete;
+  ~MappedFile();
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+
+ private:
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// The whole file in memory. Throws SystemError.
+std::vector<std::byte> read_file(const std::filesystem::path& path);
+std::string read_text_file(const std::filesystem::path& path);
+
+// Writes bytes to path through a temporary file in the same folder and a rename, so that no reader sees half a file.
+void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
+
+}  // namespace caravan
