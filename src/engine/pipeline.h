@@ -1,0 +1,86 @@
+// What the engine sees of the machines: batches go in, rows come out, plans come and go. It cannot tell local from
+// remote.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "stage/batch.h"
+
+namespace caravan::engine {
+
+// One cache group as the engine needs it: which blocks to allocate and what a row may see.
+struct GroupLimits {
+  enum class Kind : uint8_t { full, window, none };  // none: an encoder, attends within the batch
+  Kind kind = Kind::full;
+  uint32_t window = 0;  // tokens, for Kind::window: a row at position p sees [p - window + 1, p]
+  uint32_t n_blocks = 0;
+};
+
+// One stage of the current plan, for people.
+struct StageSummary {
+  std::string device;  // "127.0.0.1:50052" or "local"
+  uint32_t layer_begin = 0, layer_end = 0;
+  bool embeds = false, outputs = false;
+  uint64_t weight_bytes = 0, kv_bytes = 0, scratch_bytes = 0;
+};
+
+// The limits and parts of a usable plan. A new plan means new limits, an empty KV cache, and all tickets of the old one
+// lost.
+struct PlanSummary {
+  uint64_t epoch = 0;
+  uint32_t n_ctx = 0;  // longest sequence
+  uint32_t n_embd = 0;
+  uint32_t n_vocab = 0;
+  uint32_t block_tokens = 0;
+  uint32_t max_rows = 0;  // rows per batch
+  uint32_t max_slots = 0;
+  std::vector<GroupLimits> groups;
+  std::string numeric_class;
+  std::vector<StageSummary> stages;
+};
+
+struct Completion {
+  uint64_t ticket = 0;
+  std::vector<stage::RowOutput> rows;  // in the order of Batch::outputs
+};
+
+// The ticket failed although the plan stands, e.g. the batch was refused; the reason is for the client.
+struct TicketFailed {
+  uint64_t ticket = 0;
+  std::string reason;
+};
+
+// A usable plan: the first, or another one after a change.
+struct PlanReady {
+  PlanSummary plan;
+};
+
+// There is no usable plan: all tickets in flight are lost, and submit() must wait for the next PlanReady.
+struct PlanLost {
+  std::string reason;  // names the backend and what happened
+};
+
+using PipelineEvent = std::variant<Completion, TicketFailed, PlanReady, PlanLost>;
+
+// Used by one thread, the engine's. Completions, plan changes and failures arrive through one queue, in order.
+class Pipeline {
+ public:
+  virtual ~Pipeline() = default;
+
+  // Starts a batch and returns its ticket; never blocks. Only between PlanReady and PlanLost.
+  virtual uint64_t submit(stage::Batch batch) = 0;
+
+  // The next event, waiting at most timeout; nullopt when there is none, or when wake() was called.
+  virtual std::optional<PipelineEvent> poll(std::chrono::milliseconds timeout) = 0;
+
+  // Ends a poll() early, from any thread: something else is to be done.
+  virtual void wake() = 0;
+};
+
+}  // namespace caravan::engine
