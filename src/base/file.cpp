@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -58,9 +59,14 @@ void InputFile::read_at(uint64_t offset, std::span<std::byte> out) const {
   }
 }
 
-MappedFile::MappedFile(const std::filesystem::path& path) {
+MappedFile::MappedFile(const std::filesystem::path& path, uint64_t max_bytes) {
   const OpenFile opened = open_to_read(path.string());
-  size_ = static_cast<size_t>(opened.size);
+  const uint64_t size = std::min(opened.size, max_bytes);
+  if (!std::in_range<size_t>(size)) {  // on machines with 32-bit addresses
+    close(opened.fd);
+    throw SystemError("map '" + path.string() + "'", EFBIG);
+  }
+  size_ = static_cast<size_t>(size);
   if (size_ > 0) {
     void* p = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, opened.fd, 0);
     const int error = errno;

@@ -30,10 +30,10 @@ class InputFile {
   uint64_t size_ = 0;
 };
 
-// A read-only private mapping of a whole file. Throws SystemError.
+// A read-only private mapping of a whole file, or of its first max_bytes. Throws SystemError.
 class MappedFile {
  public:
-  explicit MappedFile(const std::filesystem::path& path);
+  explicit MappedFile(const std::filesystem::path& path, uint64_t max_bytes = ~uint64_t{0});
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&&) = delete;
   ~MappedFile();

@@ -1,0 +1,38 @@
+// The conversions that the type table points to: one pair per supported type, scalar, identical on every processor.
+//   blocks: n values in the type's format (no alignment needed);  values: n f32;  n: a multiple of the block length.
+// Quantisers take finite values; what a block cannot hold is clamped. Block formats: docs/gguf.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace caravan::tensor {
+
+void dequantize_f32(const std::byte* blocks, float* values, int64_t n);
+void quantize_f32(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_f16(const std::byte* blocks, float* values, int64_t n);
+// Rounds to nearest even.
+void quantize_f16(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_bf16(const std::byte* blocks, float* values, int64_t n);
+// Rounds to nearest even.
+void quantize_bf16(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_q8_0(const std::byte* blocks, float* values, int64_t n);
+// d = max|x| / 127, q = x / d rounded half away from zero; the stored d is rounded to f16, the division uses the f32.
+void quantize_q8_0(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_q4_0(const std::byte* blocks, float* values, int64_t n);
+// d = (the value of largest magnitude) / -8, so that it maps to q = 0 exactly; q = x / d + 8 rounded, at most 15.
+void quantize_q4_0(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_q4_k(const std::byte* blocks, float* values, int64_t n);
+// Weighted least squares over scale and minimum per sub-block; see k_quants.cpp.
+void quantize_q4_k(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_q6_k(const std::byte* blocks, float* values, int64_t n);
+// Weighted least squares over the scale per sub-block; see k_quants.cpp.
+void quantize_q6_k(const float* values, std::byte* blocks, int64_t n);
+
+}  // namespace caravan::tensor
