@@ -4,23 +4,19 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "gguf/metadata.h"
+#include "models/arch.h"
 #include "stage/batch.h"
 #include "tensor/dtype.h"
 #include "weights/source.h"
 
 namespace caravan::stage {
 
-// Layers [layer_begin, layer_end); the first stage also embeds tokens, the last also norms and projects.
-struct Slice {
-  uint32_t layer_begin = 0, layer_end = 0;
-  bool embeds = false;   // takes token ids instead of hidden rows
-  bool outputs = false;  // gives what OutputRequests ask for instead of hidden rows
-  bool operator==(const Slice&) const = default;
-};
+using models::Slice;
 
 // The KV cache that all stages of a plan agree on, and the sizes of a batch.
 struct CacheConfig {
