@@ -1,0 +1,59 @@
+// I/O threads, the executor every coroutine of this program runs on, and small helpers around them.
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/use_future.hpp>
+#include <chrono>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace caravan::net {
+
+namespace asio = boost::asio;
+template <typename T>
+using awaitable = asio::awaitable<T>;
+using Executor = asio::any_io_executor;
+using Duration = std::chrono::steady_clock::duration;
+
+// An io_context and the threads that run it. Whatever uses the context is destroyed before this, or told to stop.
+class IoThreads {
+ public:
+  // n_threads >= 1.
+  explicit IoThreads(int n_threads);
+  // Stops.
+  ~IoThreads();
+  IoThreads(const IoThreads&) = delete;
+  IoThreads& operator=(const IoThreads&) = delete;
+
+  asio::io_context& context() { return context_; }
+  // A new strand: what runs on it never runs at the same time as something else on it.
+  Executor make_strand() { return asio::make_strand(context_); }
+  // Ends the threads; coroutines that wait are destroyed with the context. Idempotent; not from an I/O thread.
+  void stop();
+
+ private:
+  asio::io_context context_;
+  asio::executor_work_guard<asio::io_context::executor_type> work_;
+  std::vector<std::thread> threads_;
+};
+
+// Runs a coroutine on executor in the background. An exception that leaves it is logged with name.
+void spawn(const Executor& executor, std::string name, awaitable<void> coroutine);
+
+// Runs a coroutine on executor and waits for its result, or rethrows its exception. Not from an I/O thread.
+template <typename T>
+T run_blocking(const Executor& executor, awaitable<T> coroutine) {
+  return asio::co_spawn(executor, std::move(coroutine), asio::use_future).get();
+}
+
+// Waits. Throws boost::system::system_error when the timer's executor goes away.
+awaitable<void> sleep_for(Duration duration);
+
+}  // namespace caravan::net
