@@ -13,6 +13,10 @@ std::span<const std::byte> ByteReader::take(uint64_t n, std::string_view what) {
   return bytes;
 }
 
+void ByteWriter::write_bytes(std::span<const std::byte> bytes) {
+  data_.insert(data_.end(), bytes.begin(), bytes.end());
+}
+
 uint64_t checked_multiply(uint64_t a, uint64_t b, std::string_view what) {
   uint64_t result;
   if (__builtin_mul_overflow(a, b, &result))

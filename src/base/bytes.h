@@ -61,10 +61,10 @@ class ByteWriter {
   template <typename T>
     requires std::is_arithmetic_v<T>
   void write(T value) {
-    const auto* p = reinterpret_cast<const std::byte*>(&value);
-    data_.insert(data_.end(), p, p + sizeof(T));
+    write_bytes(std::as_bytes(std::span(&value, 1)));
   }
-  void write_bytes(std::span<const std::byte> bytes) { data_.insert(data_.end(), bytes.begin(), bytes.end()); }
+  // Out of line: inlined into its callers, g++ 12 warns of an overflow that cannot happen.
+  void write_bytes(std::span<const std::byte> bytes);
   void write_string(std::string_view text) { write_bytes(std::as_bytes(std::span(text.data(), text.size()))); }
   // Appends zeros until the size is a multiple of alignment.
   void pad_to(size_t alignment) { data_.resize((data_.size() + alignment - 1) / alignment * alignment); }

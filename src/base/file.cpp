@@ -97,23 +97,40 @@ std::string read_text_file(const std::filesystem::path& path) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes) {
-  const std::string temporary = path.string() + fmt::format(".{}.tmp", getpid());
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (fd < 0) throw SystemError("create '" + temporary + "'", errno);
+OutputFile::OutputFile(const std::filesystem::path& path)
+    : path_(path.string()), temporary_(path_ + fmt::format(".{}.tmp", getpid())) {
+  fd_ = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd_ < 0) throw SystemError("create '" + temporary_ + "'", errno);
+}
+
+OutputFile::~OutputFile() {
+  if (fd_ < 0) return;
+  close(fd_);
+  unlink(temporary_.c_str());
+}
+
+void OutputFile::write_at(uint64_t offset, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
-    const ssize_t n = write(fd, bytes.data(), bytes.size());
+    const ssize_t n = pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) {
-      const int error = errno;
-      close(fd);
-      unlink(temporary.c_str());
-      throw SystemError("write '" + temporary + "'", error);
-    }
+    if (n < 0) throw SystemError("write '" + temporary_ + "'", errno);
+    offset += static_cast<uint64_t>(n);
     bytes = bytes.subspan(static_cast<size_t>(n));
   }
-  if (close(fd) != 0 || rename(temporary.c_str(), path.c_str()) != 0)
-    throw SystemError("write '" + path.string() + "'", errno);
+}
+
+void OutputFile::commit() {
+  const int fd = std::exchange(fd_, -1);
+  if (close(fd) == 0 && rename(temporary_.c_str(), path_.c_str()) == 0) return;
+  const int error = errno;
+  unlink(temporary_.c_str());
+  throw SystemError("write '" + path_ + "'", error);
+}
+
+void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes) {
+  OutputFile file(path);
+  file.write_at(0, bytes);
+  file.commit();
 }
 
 }  // namespace caravan

@@ -1,4 +1,4 @@
-// Read-only files: ranges by pread, and whole-file mappings for parsing headers.
+// Files: reading ranges by pread, mappings for parsing headers, and writing through a temporary name.
 #pragma once
 
 #include <cstddef>
@@ -47,6 +47,27 @@ class MappedFile {
 // The whole file in memory. Throws SystemError.
 std::vector<std::byte> read_file(const std::filesystem::path& path);
 std::string read_text_file(const std::filesystem::path& path);
+
+// A file being written under a temporary name in the folder of path; commit() gives it its name, and without commit()
+// it is removed, so that no reader sees half a file. Throws SystemError.
+class OutputFile {
+ public:
+  explicit OutputFile(const std::filesystem::path& path);
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+  ~OutputFile();
+
+  // The final name.
+  const std::string& path() const { return path_; }
+  // Writes all bytes at offset; gaps read as zeros. Thread-safe (pwrite).
+  void write_at(uint64_t offset, std::span<const std::byte> bytes);
+  // Closes and renames; nothing can be written afterwards.
+  void commit();
+
+ private:
+  std::string path_, temporary_;
+  int fd_ = -1;
+};
 
 // Writes bytes to path through a temporary file in the same folder and a rename, so that no reader sees half a file.
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);

@@ -68,18 +68,6 @@ std::string_view dropped_type(uint32_t number) {
   }
 }
 
-// Bytes of a tensor of this type and shape; checks the row length and every product.
-uint64_t checked_size(const tensor::DTypeInfo& type, const TensorInfo& tensor, const std::string& where) {
-  uint64_t n = 1;
-  for (const int64_t ne : tensor.ne) n = checked_multiply(n, static_cast<uint64_t>(ne), where + ": shape");
-  if (n > static_cast<uint64_t>(INT64_MAX))
-    throw FormatError(fmt::format("{}: {} elements, expected fewer than 2^63", where, n));
-  if (static_cast<uint64_t>(tensor.ne[0]) % type.block_length != 0)
-    throw FormatError(fmt::format("{}: rows of {} values, expected a multiple of {} for type {}", where, tensor.ne[0],
-                                  type.block_length, type.name));
-  return checked_multiply(n / type.block_length, type.block_bytes, where + ": size");
-}
-
 // Reads one tensor info; its offset is still relative to the data section.
 TensorInfo read_tensor_info(ByteReader& reader, uint64_t number, const std::string& source) {
   TensorInfo tensor;
@@ -96,17 +84,13 @@ TensorInfo read_tensor_info(ByteReader& reader, uint64_t number, const std::stri
   if (n_dims > static_cast<uint32_t>(kMaxDimensions))
     throw FormatError(fmt::format("{}: {} dimensions, expected at most {}", where, n_dims, kMaxDimensions));
   tensor.n_dims = static_cast<int>(n_dims);
-  for (uint32_t i = 0; i < n_dims; ++i) {
-    const auto ne = reader.read<int64_t>(subject);
-    if (ne < 1) throw FormatError(fmt::format("{}: dimension {} is {}, expected at least 1", where, i, ne));
-    tensor.ne[i] = ne;
-  }
+  for (uint32_t i = 0; i < n_dims; ++i) tensor.ne[i] = reader.read<int64_t>(subject);
   const auto type_number = reader.read<uint32_t>(subject);
   const tensor::DTypeInfo* type = tensor::find_dtype(type_number);
   if (type == nullptr)
     throw FormatError(fmt::format("{}: type {}{} is not known", where, type_number, dropped_type(type_number)));
   tensor.type = type->type;
-  tensor.size_bytes = checked_size(*type, tensor, where);
+  tensor.size_bytes = tensor::checked_size_bytes(*type, tensor.ne, where);
   tensor.offset = reader.read<uint64_t>(subject);
   return tensor;
 }

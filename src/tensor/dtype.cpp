@@ -1,9 +1,13 @@
 // The type table, and look-ups in it. Sizes: docs/gguf.md.
 #include "tensor/dtype.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cctype>
+#include <utility>
 
+#include "base/bytes.h"
 #include "base/error.h"
 #include "tensor/conversions.h"
 
@@ -73,5 +77,18 @@ std::optional<DType> dtype_from_name(std::string_view name) {
 }
 
 std::span<const DTypeInfo> all_dtypes() { return kTypes; }
+
+uint64_t checked_size_bytes(const DTypeInfo& type, const Shape& ne, std::string_view where) {
+  uint64_t n = 1;
+  for (size_t i = 0; i < ne.size(); ++i) {
+    if (ne[i] < 1) throw FormatError(fmt::format("{}: dimension {} is {}, expected at least 1", where, i, ne[i]));
+    n = checked_multiply(n, static_cast<uint64_t>(ne[i]), fmt::format("{}: shape", where));
+  }
+  if (!std::in_range<int64_t>(n)) throw FormatError(fmt::format("{}: {} elements, expected fewer than 2^63", where, n));
+  if (static_cast<uint64_t>(ne[0]) % type.block_length != 0)
+    throw FormatError(fmt::format("{}: rows of {} values, expected a multiple of {} for type {}", where, ne[0],
+                                  type.block_length, type.name));
+  return checked_multiply(n / type.block_length, type.block_bytes, fmt::format("{}: size", where));
+}
 
 }  // namespace caravan::tensor

@@ -83,4 +83,8 @@ inline uint64_t row_bytes(DType type, uint64_t n) {
 using Shape = std::array<int64_t, 4>;
 inline int64_t n_elements(const Shape& ne) { return ne[0] * ne[1] * ne[2] * ne[3]; }
 
+// Bytes of a tensor of that type and shape, for shapes from outside: throws FormatError, beginning with where, for a
+// dimension below 1, a row that is no multiple of the block length, 2^63 elements or more, or a size beyond 64 bits.
+uint64_t checked_size_bytes(const DTypeInfo& type, const Shape& ne, std::string_view where);
+
 }  // namespace caravan::tensor
