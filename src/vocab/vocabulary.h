@@ -104,6 +104,8 @@ class Vocabulary {
   class Loader;
 
   Vocabulary();
+  // Throws RequestError unless token is an id of this vocabulary.
+  void check(TokenId token) const;
 
   std::string model_name_;
   std::unique_ptr<TokenTable> tokens_;
