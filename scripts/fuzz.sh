@@ -23,7 +23,7 @@ fuzz_one() {
 
 found=0
 for target in "$build"/fuzz/fuzz_*; do
-  [ -f "$target" ] && [ -x "$target" ] || continue
+  if [ ! -f "$target" ] || [ ! -x "$target" ]; then continue; fi
   fuzz_one "$target"
   found=$((found + 1))
 done
