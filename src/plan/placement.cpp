@@ -1,0 +1,248 @@
+#include "plan/placement.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "base/progress.h"
+
+namespace caravan::plan {
+namespace {
+
+constexpr uint32_t kLeastContext = 4096;
+// With no context asked for, the cache grows until the fullest device holds this share of its free memory: the rest is
+// for what else runs there.
+constexpr double kDefaultFill = 0.85;
+
+// Sizes of any run of layers for one choice of blocks per group.
+class SliceSizes {
+ public:
+  SliceSizes(const PlacementRequest& request, const std::vector<uint32_t>& n_blocks) : request_(request) {
+    weights_.resize(request.n_layer + 1, 0);
+    kv_.resize(request.n_layer + 1, 0);
+    std::vector<uint64_t> layer_kv(request.n_layer, 0);
+    for (size_t g = 0; g < request.groups.size(); ++g)
+      for (const uint32_t layer : request.groups[g].layers)
+        layer_kv[layer] = request.needs.layer_kv_cache[layer] * n_blocks[g];
+    for (uint32_t i = 0; i < request.n_layer; ++i) {
+      weights_[i + 1] = weights_[i] + request.needs.layer_weights[i];
+      kv_[i + 1] = kv_[i] + layer_kv[i];
+    }
+  }
+
+  stage::MemoryNeed need(uint32_t begin, uint32_t end) const {
+    const auto& needs = request_.needs;
+    stage::MemoryNeed need;
+    need.weights = weights_[end] - weights_[begin] + needs.shared_weights;
+    if (begin == 0) need.weights += needs.embedding_weights;
+    if (end == request_.n_layer) need.weights += needs.output_weights;
+    need.kv_cache = kv_[end] - kv_[begin];
+    need.scratch = needs.scratch;
+    return need;
+  }
+
+ private:
+  const PlacementRequest& request_;
+  std::vector<uint64_t> weights_, kv_;  // prefix sums over layers
+};
+
+// One device's part of an attempt: it may take layers up to `budget` bytes.
+struct Seat {
+  size_t device;
+  double budget;
+};
+
+// Gives each seat, in order, as many of the layers [begin, end) as fit its budget. nullopt when layers are left over.
+std::optional<std::vector<PlacedStage>> fill(const SliceSizes& sizes, uint32_t n_layer, uint32_t begin, uint32_t end,
+                                             const std::vector<Seat>& seats) {
+  std::vector<PlacedStage> stages;
+  uint32_t next = begin;
+  for (const Seat& seat : seats) {
+    uint32_t last = next;
+    while (last < end && static_cast<double>(sizes.need(next, last + 1).total()) <= seat.budget) ++last;
+    // The output matrix may not fit together with the last layers: such a seat leaves the last layer to the next one.
+    if (last == next) continue;
+    stages.push_back({seat.device, {next, last, next == 0, last == n_layer}, sizes.need(next, last)});
+    next = last;
+  }
+  if (next < end) return std::nullopt;
+  return stages;
+}
+
+// Fills devices to the smallest common share of their free memory that holds all layers [begin, end).
+std::optional<std::vector<PlacedStage>> balance(const SliceSizes& sizes, uint32_t n_layer, uint32_t begin, uint32_t end,
+                                                const std::vector<DeviceOffer>& offers,
+                                                const std::vector<size_t>& devices) {
+  const auto attempt = [&](double share) {
+    std::vector<Seat> seats;
+    for (const size_t d : devices) seats.push_back({d, share * static_cast<double>(offers[d].memory_free)});
+    return fill(sizes, n_layer, begin, end, seats);
+  };
+  auto best = attempt(1.0);
+  if (!best) return std::nullopt;
+  double low = 0, high = 1;
+  constexpr int kSteps = 40;  // to a 10^-12 part of the memory
+  for (int i = 0; i < kSteps; ++i) {
+    const double middle = (low + high) / 2;
+    if (auto found = attempt(middle)) {
+      best = std::move(found);
+      high = middle;
+    } else {
+      low = middle;
+    }
+  }
+  return best;
+}
+
+// Cuts [begin, end) by the user's shares; nullopt when a part does not fit its device.
+std::optional<std::vector<PlacedStage>> split_by_shares(const SliceSizes& sizes, uint32_t n_layer, uint32_t begin,
+                                                        uint32_t end, const std::vector<DeviceOffer>& offers,
+                                                        const std::vector<size_t>& devices,
+                                                        const std::vector<double>& shares) {
+  const double sum = std::accumulate(shares.begin(), shares.end(), 0.0);
+  std::vector<PlacedStage> stages;
+  double before = 0;
+  uint32_t next = begin;
+  for (size_t i = 0; i < devices.size(); ++i) {
+    before += shares[i];
+    const auto last = i + 1 == devices.size() ? end : begin + static_cast<uint32_t>((end - begin) * before / sum + 0.5);
+    if (last <= next) continue;
+    PlacedStage stage{devices[i], {next, last, next == 0, last == n_layer}, sizes.need(next, last)};
+    if (stage.need.total() > offers[devices[i]].memory_free) return std::nullopt;
+    stages.push_back(stage);
+    next = last;
+  }
+  if (next < end) return std::nullopt;
+  return stages;
+}
+
+// All layers for a given number of blocks, or nullopt.
+std::optional<std::vector<PlacedStage>> try_place(const PlacementRequest& request,
+                                                  const std::vector<DeviceOffer>& offers,
+                                                  const std::vector<uint32_t>& n_blocks) {
+  const SliceSizes sizes(request, n_blocks);
+  std::vector<size_t> backends, locals;
+  for (size_t i = 0; i < offers.size(); ++i) (offers[i].local ? locals : backends).push_back(i);
+
+  const auto on_backends = [&](uint32_t begin) {
+    return request.tensor_split.empty() ? balance(sizes, request.n_layer, begin, request.n_layer, offers, backends)
+                                        : split_by_shares(sizes, request.n_layer, begin, request.n_layer, offers,
+                                                          backends, request.tensor_split);
+  };
+  // The first n layers on the server itself, the others on backends.
+  const auto with_local = [&](uint32_t n) -> std::optional<std::vector<PlacedStage>> {
+    if (n == 0) return backends.empty() ? std::nullopt : on_backends(0);
+    auto stages = balance(sizes, request.n_layer, 0, n, offers, locals);
+    if (!stages || n == request.n_layer) return stages;
+    const auto rest = backends.empty() ? std::nullopt : on_backends(n);
+    if (!rest) return std::nullopt;
+    stages->insert(stages->end(), rest->begin(), rest->end());
+    return stages;
+  };
+
+  if (backends.empty()) return with_local(request.n_layer);
+  if (request.n_gpu_layers) return with_local(request.n_layer - std::min(request.n_layer, *request.n_gpu_layers));
+  for (uint32_t n = 0; n <= (locals.empty() ? 0 : request.n_layer); ++n)
+    if (auto stages = with_local(n)) return stages;
+  return std::nullopt;
+}
+
+std::string does_not_fit(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
+                         const std::vector<uint32_t>& n_blocks, uint32_t n_ctx) {
+  const stage::MemoryNeed need = SliceSizes(request, n_blocks).need(0, request.n_layer);
+  uint64_t have = 0;
+  std::string table;
+  for (const DeviceOffer& offer : offers) {
+    table += fmt::format("\n  {:<28} free {:>10}", offer.name, format_bytes(offer.memory_free));
+    have += offer.memory_free;
+  }
+  return fmt::format(
+      "the model does not fit: with a context of {} tokens it needs {} (weights {}, KV cache {}) and {} of scratch on "
+      "each "
+      "device, {} are free:{}\nAdd a backend, raise --mem, lower -c, or use a smaller quantisation{}.",
+      n_ctx, format_bytes(need.weights + need.kv_cache), format_bytes(need.weights), format_bytes(need.kv_cache),
+      format_bytes(need.scratch), format_bytes(have), table,
+      request.n_gpu_layers || !request.tensor_split.empty() ? ", or leave -ngl and --tensor-split to the planner" : "");
+}
+
+}  // namespace
+
+std::vector<uint32_t> blocks_for_context(const PlacementRequest& request, uint32_t n_ctx) {
+  const uint32_t block = request.cache.block_tokens;
+  const auto blocks = [block](uint64_t tokens) { return static_cast<uint32_t>((tokens + block - 1) / block); };
+  // Every sequence may leave its last block half empty.
+  const uint32_t full = blocks(n_ctx) + request.cache.max_slots;
+  std::vector<uint32_t> n_blocks;
+  for (const auto& group : request.groups) {
+    if (!group.window) {
+      n_blocks.push_back(0);
+    } else if (*group.window == 0) {
+      n_blocks.push_back(full);
+    } else {
+      // A window, the chunk being prefilled, and a partly used block at either end, for each sequence.
+      const uint64_t per_slot = blocks(uint64_t{*group.window} + request.cache.max_rows) + 2;
+      n_blocks.push_back(static_cast<uint32_t>(std::min<uint64_t>(full, per_slot * request.cache.max_slots)));
+    }
+  }
+  return n_blocks;
+}
+
+Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>& offers) {
+  CARAVAN_ASSERT(request.cache.block_tokens > 0 && request.n_layer > 0, "the caller fills the request");
+  const auto n_backends =
+      static_cast<size_t>(std::count_if(offers.begin(), offers.end(), [](auto& o) { return !o.local; }));
+  if (!request.tensor_split.empty()) {
+    const bool sane =
+        std::all_of(request.tensor_split.begin(), request.tensor_split.end(), [](double s) { return s >= 0; }) &&
+        std::accumulate(request.tensor_split.begin(), request.tensor_split.end(), 0.0) > 0;
+    if (request.tensor_split.size() != n_backends || !sane)
+      throw RequestError(
+          fmt::format("--tensor-split has {} shares for {} backends; give one number >= 0 for each, not all 0",
+                      request.tensor_split.size(), n_backends));
+  }
+
+  const uint32_t most = request.n_ctx > 0 ? request.n_ctx : std::max(request.n_ctx_train, 1u);
+  const uint32_t least = request.n_ctx > 0 ? request.n_ctx : std::min(most, kLeastContext);
+  Placement placement;
+  placement.cache = request.cache;
+  const auto attempt = [&](uint32_t n_ctx, double fill) {
+    std::vector<DeviceOffer> reduced = offers;
+    for (DeviceOffer& offer : reduced)
+      offer.memory_free = static_cast<uint64_t>(fill * static_cast<double>(offer.memory_free));
+    const auto n_blocks = blocks_for_context(request, n_ctx);
+    auto stages = try_place(request, reduced, n_blocks);
+    if (!stages) return false;
+    placement.stages = std::move(*stages);
+    placement.cache.n_blocks = n_blocks;
+    placement.n_ctx = n_ctx;
+    return true;
+  };
+
+  if (request.n_ctx == 0 && attempt(most, kDefaultFill)) return placement;
+  if (!attempt(least, 1.0))
+    throw ResourceError(does_not_fit(request, offers, blocks_for_context(request, least), least));
+  // The largest multiple of a block between least and most that fits.
+  uint32_t low = least / request.cache.block_tokens, high = most / request.cache.block_tokens;
+  while (low + 1 < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    (attempt(middle * request.cache.block_tokens, kDefaultFill) ? low : high) = middle;
+  }
+  return placement;
+}
+
+std::string describe(const Placement& placement, const std::vector<DeviceOffer>& offers) {
+  std::string table = fmt::format("{:<28} {:>10} {:>10} {:>10} {:>10} {:>10}", "device", "layers", "weights",
+                                  "KV cache", "scratch", "free");
+  for (const PlacedStage& stage : placement.stages) {
+    const DeviceOffer& offer = offers[stage.device];
+    table += fmt::format("\n{:<28} {:>10} {:>10} {:>10} {:>10} {:>10}", offer.name,
+                         fmt::format("{}-{}", stage.slice.layer_begin, stage.slice.layer_end - 1),
+                         format_bytes(stage.need.weights), format_bytes(stage.need.kv_cache),
+                         format_bytes(stage.need.scratch), format_bytes(offer.memory_free));
+  }
+  return table;
+}
+
+}  // namespace caravan::plan

@@ -1,0 +1,65 @@
+// Placement: which device holds which layers, and how much context fits. Pure functions of sizes; knows no network.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "stage/loaded_slice.h"
+#include "stage/stage.h"
+
+namespace caravan::plan {
+
+// A device that may take layers, in the order in which activations pass through them.
+struct DeviceOffer {
+  std::string name;          // "10.0.0.2:50052" or "local"
+  uint64_t memory_free = 0;  // bytes for weights, KV cache and scratch together
+  bool local = false;        // the server's own processor: used for what the backends may not or cannot take
+};
+
+// What the model needs and what the user asked for.
+struct PlacementRequest {
+  uint32_t n_layer = 0;
+  uint32_t n_ctx_train = 0;
+  // For a cache of exactly one block in each group and the final numbers of rows and slots: KV bytes scale from here.
+  stage::LayerNeeds needs;
+  // Per cache group of the model: the layers in it, and its window (0: full; nullopt: no cache).
+  struct Group {
+    std::vector<uint32_t> layers;
+    std::optional<uint32_t> window;
+  };
+  std::vector<Group> groups;
+  // What is fixed already: types, block_tokens, max_slots, max_rows, max_outputs; n_blocks is chosen here.
+  stage::CacheConfig cache;
+
+  uint32_t n_ctx = 0;                    // 0: the largest that fits, at least 4096 (or what the model was trained for)
+  std::optional<uint32_t> n_gpu_layers;  // -ngl: most layers on backends; unset: as many as fit
+  std::vector<double> tensor_split;      // shares of the backends' layers, in order; empty: by free memory
+};
+
+struct PlacedStage {
+  size_t device = 0;  // index into the offers
+  stage::Slice slice;
+  stage::MemoryNeed need;
+};
+
+struct Placement {
+  std::vector<PlacedStage> stages;  // in the order of layers
+  stage::CacheConfig cache;         // with n_blocks
+  uint32_t n_ctx = 0;
+};
+
+// Places all layers, contiguous per device in the order of offers. Without tensor_split every device is filled to the
+// same share of its free memory, as far as whole layers allow. Local offers come in only as n_gpu_layers demands, where
+// there is no other, or where the others do not suffice. Throws ResourceError with a table of need and have per device
+// when the model does not fit, RequestError for a tensor_split that does not match the offers.
+Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>& offers);
+
+// Blocks per group for sequences of n_ctx tokens in all: what place() chooses.
+std::vector<uint32_t> blocks_for_context(const PlacementRequest& request, uint32_t n_ctx);
+
+// The table that place() puts in its error and `caravan server` logs: device, layers, weights, KV cache, scratch, free.
+std::string describe(const Placement& placement, const std::vector<DeviceOffer>& offers);
+
+}  // namespace caravan::plan

@@ -1,0 +1,157 @@
+// Placement of layers on devices by free memory, shares and -ngl, and the context that fits.
+#include "plan/placement.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "base/error.h"
+
+namespace caravan::plan {
+namespace {
+
+constexpr uint64_t kMiB = 1 << 20;
+
+// n layers of 10 MiB with one full group of 1 KiB per token and layer, 5 MiB of embedding, 20 MiB of output, 4 MiB of
+// scratch.
+PlacementRequest request_of(uint32_t n_layer, uint32_t n_ctx) {
+  PlacementRequest request;
+  request.n_layer = n_layer;
+  request.n_ctx_train = 65536;
+  request.n_ctx = n_ctx;
+  request.cache.block_tokens = 32;
+  request.cache.max_slots = 4;
+  request.needs.embedding_weights = 5 * kMiB;
+  request.needs.output_weights = 20 * kMiB;
+  request.needs.layer_weights.assign(n_layer, 10 * kMiB);
+  request.needs.layer_kv_cache.assign(n_layer, 32 * 1024);
+  request.needs.scratch = 4 * kMiB;
+  PlacementRequest::Group group;
+  group.window = 0;
+  for (uint32_t i = 0; i < n_layer; ++i) group.layers.push_back(i);
+  request.groups.push_back(group);
+  return request;
+}
+
+// Every layer once and in order, the ends marked, nothing over its memory.
+void expect_sound(const Placement& placement, const std::vector<DeviceOffer>& offers, uint32_t n_layer) {
+  uint32_t next = 0;
+  for (const PlacedStage& stage : placement.stages) {
+    EXPECT_EQ(stage.slice.layer_begin, next);
+    EXPECT_LT(stage.slice.layer_begin, stage.slice.layer_end);
+    EXPECT_EQ(stage.slice.embeds, next == 0);
+    next = stage.slice.layer_end;
+    EXPECT_EQ(stage.slice.outputs, next == n_layer);
+    EXPECT_LE(stage.need.total(), offers[stage.device].memory_free);
+  }
+  EXPECT_EQ(next, n_layer);
+}
+
+TEST(Placement, DividesEqualDevicesEqually) {
+  const std::vector<DeviceOffer> offers = {{"a", 500 * kMiB}, {"b", 500 * kMiB}};
+  const Placement placement = place(request_of(20, 4096), offers);
+  expect_sound(placement, offers, 20);
+  ASSERT_EQ(placement.stages.size(), 2u);
+  EXPECT_NEAR(placement.stages[0].slice.layer_end, 10.5, 1.0);  // the output matrix weighs as much as two layers
+  EXPECT_EQ(placement.n_ctx, 4096u);
+}
+
+TEST(Placement, GivesMoreLayersToMoreMemory) {
+  const std::vector<DeviceOffer> offers = {{"small", 150 * kMiB}, {"large", 600 * kMiB}};
+  const Placement placement = place(request_of(30, 4096), offers);
+  expect_sound(placement, offers, 30);
+  EXPECT_LT(placement.stages[0].slice.layer_end, 10u);
+}
+
+TEST(Placement, FollowsTensorSplit) {
+  const std::vector<DeviceOffer> offers = {{"a", 900 * kMiB}, {"b", 900 * kMiB}};
+  auto request = request_of(20, 4096);
+  request.tensor_split = {3, 1};
+  const Placement placement = place(request, offers);
+  expect_sound(placement, offers, 20);
+  EXPECT_EQ(placement.stages[0].slice.layer_end, 15u);
+  request.tensor_split = {1, 2, 3};
+  EXPECT_THROW(place(request, offers), RequestError);
+  request.tensor_split = {0, 0};
+  EXPECT_THROW(place(request, offers), RequestError);
+}
+
+TEST(Placement, KeepsLayersBeyondNglOnTheServer) {
+  const std::vector<DeviceOffer> offers = {{"local", 900 * kMiB, true}, {"a", 900 * kMiB}, {"b", 900 * kMiB}};
+  auto request = request_of(20, 4096);
+  request.n_gpu_layers = 12;
+  const Placement placement = place(request, offers);
+  expect_sound(placement, offers, 20);
+  ASSERT_EQ(placement.stages.size(), 3u);
+  EXPECT_EQ(placement.stages[0].device, 0u);
+  EXPECT_EQ(placement.stages[0].slice.layer_end, 8u);
+
+  request.n_gpu_layers = 99;
+  for (const auto& stage : place(request, offers).stages) EXPECT_NE(stage.device, 0u);
+  request.n_gpu_layers = 0;
+  ASSERT_EQ(place(request, offers).stages.size(), 1u);
+  EXPECT_EQ(place(request, offers).stages[0].device, 0u);
+}
+
+TEST(Placement, SpillsToTheServerOnlyWhatBackendsCannotHold) {
+  const std::vector<DeviceOffer> offers = {{"local", 900 * kMiB, true}, {"a", 130 * kMiB}};
+  const Placement placement = place(request_of(20, 4096), offers);
+  expect_sound(placement, offers, 20);
+  ASSERT_EQ(placement.stages.size(), 2u);
+  EXPECT_EQ(placement.stages[0].device, 0u);
+  EXPECT_EQ(placement.stages[1].device, 1u);
+}
+
+TEST(Placement, RefusesWhatDoesNotFitAndNamesEveryDevice) {
+  const std::vector<DeviceOffer> offers = {{"alpha:50052", 40 * kMiB}, {"beta:50052", 40 * kMiB}};
+  try {
+    place(request_of(20, 4096), offers);
+    FAIL() << "it fitted";
+  } catch (const ResourceError& error) {
+    const std::string message = error.what();
+    EXPECT_NE(message.find("alpha:50052"), std::string::npos) << message;
+    EXPECT_NE(message.find("beta:50052"), std::string::npos) << message;
+    EXPECT_NE(message.find("40 MiB"), std::string::npos) << message;
+  }
+}
+
+TEST(Placement, ChoosesTheLargestContextThatFits) {
+  const std::vector<DeviceOffer> offers = {{"a", 600 * kMiB}};
+  auto request = request_of(20, 0);
+  const Placement placement = place(request, offers);
+  expect_sound(placement, offers, 20);
+  EXPECT_GT(placement.n_ctx, 8192u);
+  EXPECT_LT(placement.n_ctx, 20000u);
+  request.n_ctx_train = 2048;
+  EXPECT_EQ(place(request, offers).n_ctx, 2048u);
+}
+
+TEST(Placement, BoundsTheBlocksOfWindows) {
+  auto request = request_of(2, 32768);
+  request.groups = {{{0}, 0u}, {{1}, 512u}, {{}, std::nullopt}};
+  request.cache.max_rows = 256;
+  const auto blocks = blocks_for_context(request, 32768);
+  EXPECT_EQ(blocks, (std::vector<uint32_t>{1024 + 4, (768 / 32 + 2) * 4, 0}));
+}
+
+TEST(Placement, NeverOverfillsRandomClusters) {
+  std::mt19937 random(7);
+  int placed = 0;
+  for (int round = 0; round < 300; ++round) {
+    std::vector<DeviceOffer> offers;
+    if (random() % 2) offers.push_back({"local", (random() % 400) * kMiB, true});
+    for (uint32_t i = 0, n = 1 + random() % 4; i < n; ++i)
+      offers.push_back({"b" + std::to_string(i), (random() % 300) * kMiB});
+    const uint32_t n_layer = 1 + random() % 30;
+    try {
+      expect_sound(place(request_of(n_layer, random() % 2 ? 0 : 4096), offers), offers, n_layer);
+      ++placed;
+    } catch (const ResourceError&) {
+      // refused: nothing to check
+    }
+  }
+  EXPECT_GT(placed, 50);
+}
+
+}  // namespace
+}  // namespace caravan::plan
