@@ -52,17 +52,6 @@ engine::GroupLimits group_limits(const models::CacheGroup& group, uint32_t n_blo
 
 }  // namespace
 
-// Takes the outputs of one stage and passes them on.
-class ClusterPipeline::Hop : public stage::OutputSink {
- public:
-  Hop(ClusterPipeline& pipeline, size_t stage) : pipeline_(pipeline), stage_(stage) {}
-  void deliver(stage::StageOutput output) noexcept override { pipeline_.stage_delivered(stage_, std::move(output)); }
-
- private:
-  ClusterPipeline& pipeline_;
-  const size_t stage_;
-};
-
 // The stages in use and the batches under way. Stages are destroyed first to last: one that still delivers finds the
 // next alive.
 struct ClusterPipeline::ActivePlan {
@@ -80,6 +69,21 @@ struct ClusterPipeline::ActivePlan {
   std::vector<Part> parts;
   std::mutex mutex;
   std::map<uint64_t, std::shared_ptr<const stage::Batch>> in_flight;  // under mutex
+  bool retired = false;  // under events_mutex_: its results no longer count
+};
+
+// Takes the outputs of one stage of a plan and passes them on.
+class ClusterPipeline::Hop : public stage::OutputSink {
+ public:
+  Hop(ClusterPipeline& pipeline, ActivePlan& plan, size_t stage) : pipeline_(pipeline), plan_(plan), stage_(stage) {}
+  void deliver(stage::StageOutput output) noexcept override {
+    pipeline_.stage_delivered(plan_, stage_, std::move(output));
+  }
+
+ private:
+  ClusterPipeline& pipeline_;
+  ActivePlan& plan_;
+  const size_t stage_;
 };
 
 // A configured backend and its connection, if there is one.
@@ -87,6 +91,7 @@ struct ClusterPipeline::Seat {
   std::string name;
   std::unique_ptr<Backend> backend;
   uint64_t connection = 0;  // counts connections: a late report about an old one is ignored
+  bool lost = false;        // the connection has ended
   std::string last_error;   // why it is not connected
 };
 
@@ -102,7 +107,7 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
       session_(random_session()) {
   CARAVAN_ASSERT(connector_ != nullptr || options_.backends.empty(), "backends need a connector");
   models::check_model(arch_, hp_, models::tensor_map(model));
-  for (const std::string& name : options_.backends) seats_.push_back({name, nullptr, 0, ""});
+  for (const std::string& name : options_.backends) seats_.push_back({name, nullptr, 0, false, ""});
 }
 
 ClusterPipeline::~ClusterPipeline() {
@@ -112,12 +117,7 @@ ClusterPipeline::~ClusterPipeline() {
     watch_changed_.notify_all();
   }
   if (watcher_.joinable()) watcher_.join();
-  std::shared_ptr<ActivePlan> last;
-  {
-    const std::lock_guard lock(plan_mutex_);
-    last = std::move(active_);
-  }
-  last.reset();
+  active_.reset();
   seats_.clear();
 }
 
@@ -164,6 +164,7 @@ void ClusterPipeline::connect_missing(Clock::time_point deadline) {
         seat.backend = connector_->connect(
             seat.name, kConnectTimeout,
             [this, i, connection](const std::string& reason) { backend_lost(i, connection, reason); });
+        seat.last_error.clear();
         spdlog::info("backend {}: connected, {} free", seat.name, format_bytes(seat.backend->memory_free()));
       } catch (const Error& error) {
         if (first || seat.last_error != error.what()) spdlog::warn("backend {}: {}", seat.name, error.what());
@@ -253,7 +254,7 @@ engine::PlanSummary ClusterPipeline::make_plan() {
   const plan::Placement placement = plan::place(request, offers);
   spdlog::info("plan:\n{}", plan::describe(placement, offers));
 
-  auto next = std::make_shared<ActivePlan>();
+  auto next = std::make_unique<ActivePlan>();
   next->epoch = ++epoch_;
   engine::PlanSummary summary;
   for (size_t i = 0; i < placement.stages.size(); ++i) {
@@ -261,7 +262,7 @@ engine::PlanSummary ClusterPipeline::make_plan() {
     ActivePlan::Part part;
     part.device = offers[placed.device].name;
     part.slice = placed.slice;
-    part.hop = std::make_unique<Hop>(*this, i);
+    part.hop = std::make_unique<Hop>(*this, *next, i);
     Backend* const backend = backends[placed.device];
     part.stage = backend != nullptr ? backend->make_stage() : std::make_unique<stage::LocalStage>(device_);
     load_stage(placed, placement, *part.stage, part.device);
@@ -307,38 +308,42 @@ uint64_t ClusterPipeline::submit(stage::Batch batch) {
   return ticket;
 }
 
-void ClusterPipeline::stage_delivered(size_t stage, stage::StageOutput output) noexcept {
-  // The plan is not locked here: stages are destroyed before their plan, and a stage delivers only while it lives.
-  std::shared_ptr<ActivePlan> plan;
-  {
-    const std::lock_guard lock(plan_mutex_);
-    plan = active_;
-  }
-  if (!plan || output.fence.epoch != plan->epoch) {
-    n_stale_.fetch_add(1);
-    return;
-  }
+void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::StageOutput output) noexcept {
   const uint64_t ticket = output.fence.ticket;
-  const bool last = stage + 1 == plan->parts.size();
+  const bool last = stage + 1 == plan.parts.size();
   std::shared_ptr<const stage::Batch> batch;
   {
-    const std::lock_guard lock(plan->mutex);
-    const auto found = plan->in_flight.find(ticket);
-    if (found == plan->in_flight.end()) return;
+    const std::lock_guard lock(plan.mutex);
+    const auto found = plan.in_flight.find(ticket);
+    if (output.fence.epoch != plan.epoch || found == plan.in_flight.end()) {
+      n_stale_.fetch_add(1);
+      return;
+    }
     batch = found->second;
-    if (last || !output.error.empty()) plan->in_flight.erase(found);
+    if (last || !output.error.empty()) plan.in_flight.erase(found);
   }
   if (!output.error.empty()) {
-    push(engine::TicketFailed{ticket, fmt::format("{}: {}", plan->parts[stage].device, output.error)});
+    push_from(plan, engine::TicketFailed{ticket, fmt::format("{}: {}", plan.parts[stage].device, output.error)});
   } else if (last) {
-    push(engine::Completion{ticket, std::move(output.outputs)});
+    push_from(plan, engine::Completion{ticket, std::move(output.outputs)});
   } else {
-    plan->parts[stage + 1].stage->enqueue(output.fence, std::move(batch), std::move(output.hidden));
+    plan.parts[stage + 1].stage->enqueue(output.fence, std::move(batch), std::move(output.hidden));
   }
 }
 
 void ClusterPipeline::push(engine::PipelineEvent event) {
   const std::lock_guard lock(events_mutex_);
+  events_.push_back(std::move(event));
+  events_changed_.notify_one();
+}
+
+// Drops what a plan delivers after it was lost.
+void ClusterPipeline::push_from(const ActivePlan& plan, engine::PipelineEvent event) {
+  const std::lock_guard lock(events_mutex_);
+  if (plan.retired) {
+    n_stale_.fetch_add(1);
+    return;
+  }
   events_.push_back(std::move(event));
   events_changed_.notify_one();
 }
@@ -361,7 +366,7 @@ void ClusterPipeline::wake() {
 
 void ClusterPipeline::backend_lost(size_t seat, uint64_t connection, const std::string& reason) {
   const std::lock_guard lock(watch_mutex_);
-  lost_.emplace_back(seat, fmt::format("{}\n{}", connection, reason));
+  lost_.push_back({seat, connection, reason});
   watch_changed_.notify_all();
 }
 
@@ -373,37 +378,54 @@ void ClusterPipeline::watch() {
       watch_changed_.wait(lock, [this] { return stopping() || !lost_.empty(); });
       if (stopping()) return;
       while (!lost_.empty()) {
-        auto [seat, report] = std::move(lost_.front());
+        Loss loss = std::move(lost_.front());
         lost_.pop_front();
-        const size_t end = report.find('\n');
-        if (report.substr(0, end) != std::to_string(seats_[seat].connection)) continue;
-        reason = report.substr(end + 1);
-        seats_[seat].last_error = reason;
-        seats_[seat].connection++;  // later reports about this connection mean nothing
+        Seat& seat = seats_[loss.seat];
+        if (loss.connection != seat.connection) continue;  // an earlier connection, replaced since
+        seat.lost = true;
+        reason = seat.last_error = std::move(loss.reason);
       }
     }
     if (!reason.empty()) recover(reason);
   }
 }
 
+// Closes connections that were reported lost since; stages made from them must be gone.
+void ClusterPipeline::drop_lost_connections() {
+  {
+    const std::lock_guard lock(watch_mutex_);
+    for (const Loss& loss : lost_)
+      if (loss.connection == seats_[loss.seat].connection) {
+        seats_[loss.seat].lost = true;
+        seats_[loss.seat].last_error = loss.reason;
+      }
+    lost_.clear();
+  }
+  for (Seat& seat : seats_)
+    if (seat.lost) {
+      seat.backend.reset();
+      seat.lost = false;
+    }
+}
+
 // Ends the lost plan, then plans again: with the backend when it returns, or without it when the model fits the others.
 void ClusterPipeline::recover(const std::string& reason) {
   spdlog::error("{}; requests in progress end with an error, new ones wait for a plan", reason);
-  std::shared_ptr<ActivePlan> lost;
+  std::unique_ptr<ActivePlan> retired;
   {
-    const std::lock_guard lock(plan_mutex_);
-    lost = std::move(active_);
-    push(engine::PlanLost{reason});
+    const std::scoped_lock lock(plan_mutex_, events_mutex_);
+    retired = std::move(active_);
+    if (retired) retired->retired = true;
+    events_.emplace_back(engine::PlanLost{reason});
+    events_changed_.notify_one();
   }
-  lost.reset();
-  for (Seat& seat : seats_)
-    if (!seat.last_error.empty()) seat.backend.reset();
+  retired.reset();
+  drop_lost_connections();
   const auto give_up_waiting = Clock::now() + options_.return_wait;
   auto next_log = Clock::now();
   while (!stopping()) {
     try {
-      for (Seat& seat : seats_)
-        if (!seat.backend) seat.last_error.clear();
+      drop_lost_connections();
       connect_missing(Clock::now());
       const auto absent = missing();
       if (absent.empty() || Clock::now() >= give_up_waiting) {

@@ -60,6 +60,12 @@ class ClusterPipeline : public engine::Pipeline {
   class Hop;
   struct ActivePlan;
   struct Seat;
+  // A connection that ended: which one of which seat, and why.
+  struct Loss {
+    size_t seat;
+    uint64_t connection;
+    std::string reason;
+  };
 
   void connect_missing(std::chrono::steady_clock::time_point deadline);
   std::vector<std::string> missing() const;
@@ -70,9 +76,11 @@ class ClusterPipeline : public engine::Pipeline {
   plan::PlacementRequest placement_request() const;
   void watch();
   void recover(const std::string& reason);
+  void drop_lost_connections();
   void backend_lost(size_t seat, uint64_t connection, const std::string& reason);
   void push(engine::PipelineEvent event);
-  void stage_delivered(size_t stage, stage::StageOutput output) noexcept;
+  void push_from(const ActivePlan& plan, engine::PipelineEvent event);
+  void stage_delivered(ActivePlan& plan, size_t stage, stage::StageOutput output) noexcept;
   bool stopping() const { return stopping_.load(); }
 
   const gguf::Model& model_;
@@ -90,7 +98,7 @@ class ClusterPipeline : public engine::Pipeline {
   uint64_t epoch_ = 0;
 
   std::mutex plan_mutex_;
-  std::shared_ptr<ActivePlan> active_;  // under plan_mutex_
+  std::unique_ptr<ActivePlan> active_;  // under plan_mutex_
   std::atomic<uint64_t> next_ticket_{1};
   std::atomic<uint64_t> n_stale_{0};
 
@@ -101,7 +109,7 @@ class ClusterPipeline : public engine::Pipeline {
 
   std::mutex watch_mutex_;
   std::condition_variable watch_changed_;
-  std::deque<std::pair<size_t, std::string>> lost_;  // under watch_mutex_: seat, reason
+  std::deque<Loss> lost_;  // under watch_mutex_
   std::atomic<bool> stopping_{false};
   std::thread watcher_;
 };
