@@ -121,23 +121,27 @@ class Server::Session : public Exchange, public std::enable_shared_from_this<Ser
     head += fmt::format("Content-Length: {}\r\n\r\n", response.body.size());
     if (request_.method != "HEAD") head += response.body;
     response_begun_ = true;
-    co_await write(head);
+    co_await write(std::move(head));
   }
 
   net::awaitable<void> begin_stream(Response head) override {
     response_begun_ = true;
     chunked_ = http_minor_ >= 1;
     if (!chunked_) keep_alive_ = false;  // HTTP/1.0: the end of the connection ends the body
-    co_await write(start_head(head) + (chunked_ ? "Transfer-Encoding: chunked\r\n\r\n" : "\r\n"));
+    std::string text = start_head(head);
+    text += chunked_ ? "Transfer-Encoding: chunked\r\n\r\n" : "\r\n";
+    co_await write(std::move(text));
   }
 
   net::awaitable<void> write_chunk(std::string_view bytes) override {
     if (bytes.empty() || request_.method == "HEAD") co_return;
-    co_await write(chunked_ ? fmt::format("{:x}\r\n{}\r\n", bytes.size(), bytes) : std::string(bytes));
+    std::string text = chunked_ ? fmt::format("{:x}\r\n{}\r\n", bytes.size(), bytes) : std::string(bytes);
+    co_await write(std::move(text));
   }
 
   net::awaitable<void> end_stream() override {
-    if (chunked_ && request_.method != "HEAD") co_await write("0\r\n\r\n");
+    std::string last_chunk = "0\r\n\r\n";
+    if (chunked_ && request_.method != "HEAD") co_await write(std::move(last_chunk));
   }
 
  private:
@@ -165,6 +169,7 @@ class Server::Session : public Exchange, public std::enable_shared_from_this<Ser
         origin);
   }
 
+  // Callers name the string first: g++ 12 destroys temporaries of a co_await expression twice.
   net::awaitable<void> write(std::string bytes) {
     const net::Deadline deadline(*connection_, server_.options_.write_timeout);
     co_await connection_->write_text(bytes);
@@ -199,7 +204,8 @@ class Server::Session : public Exchange, public std::enable_shared_from_this<Ser
       if (parser.is_header_done() && !continue_sent && !parser.is_done() &&
           lower(std::string_view(parser.get()["expect"])) == "100-continue") {
         continue_sent = true;
-        co_await write("HTTP/1.1 100 Continue\r\n\r\n");
+        std::string go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+        co_await write(std::move(go_on));
       }
       if (stuck) {  // an incomplete line: the parser wants it together with what follows
         if (received_.size() > server_.options_.max_header_bytes) throw HttpError(431, "a header line is too long");
@@ -248,7 +254,10 @@ class Server::Session : public Exchange, public std::enable_shared_from_this<Ser
         failure = std::current_exception();
       }
     }
-    if (failure && !response_begun_) co_await send(server_.options_.error_response(failure));
+    if (failure && !response_begun_) {
+      Response response = server_.options_.error_response(failure);
+      co_await send(std::move(response));
+    }
     if (failure && response_begun_ && readable && chunked_) keep_alive_ = false;
     client_gone_hook_ = {};
     in_exchange_ = false;
