@@ -90,6 +90,7 @@ class SliceSession {
   SliceSession(std::shared_ptr<const LoadedSlice> slice, const CacheConfig& cache);
 
   const LoadedSlice& slice() const { return *slice_; }
+  const std::shared_ptr<const LoadedSlice>& shared_slice() const { return slice_; }
   const BatchLimits& limits() const { return limits_; }
   // Device memory held besides the weights.
   uint64_t kv_cache_bytes() const { return cache_ ? cache_->size_bytes() : 0; }
@@ -108,14 +109,16 @@ class SliceSession {
   device::BlockTable table(Slot slot, uint32_t group) const { return tables_[group][slot]; }
 
  private:
-  void check_groups(const CacheConfig& cache) const;
-  void check_encoder_rows(const Batch& batch) const;
+  void check(const Batch& batch, std::span<const float> input) const;
   void apply(const KvOp& op);
-  void run(const Batch& batch, std::span<const float> input, std::span<const int32_t> output_rows, StageOutput& result);
+  void fill_inputs(const Batch& batch);
+  void run(const Batch& batch, std::span<const float> input, StageOutput& result);
   RowOutput row_output(const OutputRequest& request, size_t index) const;
 
   std::shared_ptr<const LoadedSlice> slice_;
   BatchLimits limits_;
+  uint32_t max_positions_ = UINT32_MAX;  // of a learned position table
+  uint64_t output_buffer_bytes_ = 0;
   std::shared_ptr<device::Cache> cache_;
   std::unique_ptr<device::Executable> executable_;
   std::vector<std::vector<std::vector<int32_t>>> tables_;  // [group][slot]: block ids

@@ -1,0 +1,221 @@
+#include "models/blocks.h"
+
+#include "base/error.h"
+
+namespace caravan::models {
+namespace {
+
+using graph::kRows;
+
+int64_t q_width(const Hyperparameters& hp, uint32_t layer) { return int64_t{hp.head_dim_k} * hp.n_head[layer]; }
+int64_t k_width(const Hyperparameters& hp, uint32_t layer) { return int64_t{hp.head_dim_k} * hp.n_head_kv[layer]; }
+int64_t v_width(const Hyperparameters& hp, uint32_t layer) { return int64_t{hp.head_dim_v} * hp.n_head_kv[layer]; }
+int64_t attention_width(const Hyperparameters& hp, uint32_t layer) { return int64_t{hp.head_dim_v} * hp.n_head[layer]; }
+
+// The per-expert factors of <name>.scale for the chosen experts: [1, n_used, rows].
+ValueId expert_scales(graph::Builder& b, const std::string& name, int64_t n_expert, ValueId logits, ValueId chosen) {
+  // get_rows picks from a table per row, so every row gets a copy of the factors: (0 * logits + 1) * factors.
+  const ValueId ones = b.scale(b.clamp(logits, -1, 1), 0, 1);                        // [n_expert, rows]
+  const ValueId table = b.mul(ones, b.vector(name + ".scale", {n_expert}));          // [n_expert, rows]
+  return b.get_rows(b.reshape(table, {1, n_expert, b.type(logits).ne[1]}), chosen);  // [1, n_used, rows]
+}
+
+// x [n_in, n_used or 1, rows] through the chosen experts' matrices, with their scales: [n_out, n_used, rows].
+ValueId expert_product(graph::Builder& b, const std::string& name, const graph::DimList& ne, ValueId x, ValueId logits,
+                       ValueId chosen) {
+  const ValueId product = b.mul_mat_id(b.matrix(name + ".weight", ne), x, chosen);
+  if (!b.has(name + ".scale")) return product;
+  return b.mul(product, expert_scales(b, name, ne.ne[2], logits, chosen));
+}
+
+// The mixture from core ops, for files whose experts carry scales: the fused op has no place for them.
+ValueId scaled_moe(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x, ValueId logits) {
+  const std::string prefix = layer_prefix(layer);
+  const int64_t n_expert = hp.n_expert, n_used = hp.n_expert_used, n_embd = hp.n_embd, n_ff = hp.n_ff[layer];
+  const int64_t rows = b.type(x).ne[1];
+  const ValueId probabilities = b.soft_max(logits);                                     // [n_expert, rows]
+  const ValueId chosen = b.top_k(probabilities, n_used);                                // [n_used, rows]
+  ValueId weights = b.get_rows(b.reshape(probabilities, {1, n_expert, rows}), chosen);  // [1, n_used, rows]
+  weights = b.reshape(weights, {n_used, rows});
+  weights = b.div(weights, b.clamp(b.sum_rows(weights), 0x1p-14f, 3e38f));  // the smallest normal f16, as in llama.cpp
+  weights = b.reshape(weights, {1, n_used, rows});
+
+  const ValueId row = b.reshape(x, {n_embd, 1, rows});
+  const ValueId up = expert_product(b, prefix + "ffn_up_exps", {n_embd, n_ff, n_expert}, row, logits, chosen);
+  const ValueId gate = expert_product(b, prefix + "ffn_gate_exps", {n_embd, n_ff, n_expert}, row, logits, chosen);
+  ValueId down = expert_product(b, prefix + "ffn_down_exps", {n_ff, n_embd, n_expert}, b.swiglu(gate, up), logits,
+                                chosen);  // [n_embd, n_used, rows]
+  down = b.mul(down, weights);
+  ValueId sum = graph::kNoValue;
+  for (int64_t rank = 0; rank < n_used; ++rank) {
+    const ValueId part = b.reshape(b.cont(b.slice(down, 1, rank, 1)), {n_embd, rows});
+    sum = rank == 0 ? part : b.add(sum, part);
+  }
+  return sum;
+}
+
+}  // namespace
+
+std::string layer_prefix(uint32_t layer) { return "blk." + std::to_string(layer) + "."; }
+
+TensorDecl& Declarations::add(std::string_view name, const graph::DimList& ne, graph::WeightRole role) {
+  TensorDecl& decl = decls_.emplace_back();
+  decl.name = prefix_ + std::string(name);
+  decl.ne = ne.ne;
+  decl.role = role;
+  decl.scope = scope_;
+  decl.layer = layer_;
+  return decl;
+}
+
+TensorDecl& Declarations::vector(std::string_view name, const graph::DimList& ne, TensorDecl::Presence presence) {
+  TensorDecl& decl = add(name, ne, graph::WeightRole::vector);
+  decl.presence = presence;
+  return decl;
+}
+
+TensorDecl& Declarations::matrix(std::string_view name, const graph::DimList& ne, std::optional<int> shard_axis) {
+  TensorDecl& decl = add(name, ne, graph::WeightRole::matrix);
+  decl.shard_axis = shard_axis;
+  return decl;
+}
+
+TensorDecl& Declarations::embedding(std::string_view name, const graph::DimList& ne) {
+  return add(name, ne, graph::WeightRole::embedding);
+}
+
+void Declarations::linear(std::string_view name, int64_t n_in, int64_t n_out, int shard_axis) {
+  const std::string base(name);
+  matrix(base + ".weight", {n_in, n_out}, shard_axis);
+  // The bias of a product cut along its outputs is cut with it; cut along inputs, it is added once.
+  TensorDecl& bias = vector(base + ".bias", {n_out}, TensorDecl::Presence::optional);
+  if (shard_axis == 1) bias.shard_axis = 0;
+  vector(base + ".scale", {1}, TensorDecl::Presence::optional);
+}
+
+void Declarations::experts(std::string_view name, int64_t n_in, int64_t n_out, int64_t n_expert, int shard_axis) {
+  const std::string base(name);
+  matrix(base + ".weight", {n_in, n_out, n_expert}, shard_axis).expert_axis = 2;
+  vector(base + ".scale", {n_expert}, TensorDecl::Presence::optional).expert_axis = 0;
+}
+
+void Declarations::attention(const Hyperparameters& hp) {
+  linear("attn_q", hp.n_embd, q_width(hp, layer_), 1);
+  linear("attn_k", hp.n_embd, k_width(hp, layer_), 1);
+  linear("attn_v", hp.n_embd, v_width(hp, layer_), 1);
+  linear("attn_output", attention_width(hp, layer_), hp.n_embd, 0);
+}
+
+void Declarations::gated_ffn(const Hyperparameters& hp) {
+  linear("ffn_gate", hp.n_embd, hp.n_ff[layer_], 1);
+  linear("ffn_up", hp.n_embd, hp.n_ff[layer_], 1);
+  linear("ffn_down", hp.n_ff[layer_], hp.n_embd, 0);
+}
+
+void Declarations::moe(const Hyperparameters& hp) {
+  matrix("ffn_gate_inp.weight", {hp.n_embd, hp.n_expert});
+  experts("ffn_gate_exps", hp.n_embd, hp.n_ff[layer_], hp.n_expert, 1);
+  experts("ffn_up_exps", hp.n_embd, hp.n_ff[layer_], hp.n_expert, 1);
+  experts("ffn_down_exps", hp.n_ff[layer_], hp.n_embd, hp.n_expert, 0);
+}
+
+ValueId linear(graph::Builder& b, const std::string& name, int64_t n_in, int64_t n_out, ValueId x) {
+  ValueId y = b.mul_mat(b.matrix(name + ".weight", {n_in, n_out}), x);
+  if (b.has(name + ".scale")) y = b.mul(y, b.vector(name + ".scale", {1}));
+  if (b.has(name + ".bias")) y = b.add(y, b.vector(name + ".bias", {n_out}));
+  return y;
+}
+
+ValueId rms_norm(graph::Builder& b, const Hyperparameters& hp, const std::string& name, ValueId x) {
+  return b.rms_norm(x, b.vector(name + ".weight", {b.type(x).ne[0]}), hp.norm_eps);
+}
+
+ValueId layer_norm(graph::Builder& b, const Hyperparameters& hp, const std::string& name, ValueId x) {
+  const int64_t n = b.type(x).ne[0];
+  return b.layer_norm(x, b.vector(name + ".weight", {n}), b.vector(name + ".bias", {n}), hp.norm_eps);
+}
+
+Qkv project_qkv(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x) {
+  const std::string prefix = layer_prefix(layer);
+  const ValueId q = linear(b, prefix + "attn_q", hp.n_embd, q_width(hp, layer), x);
+  const ValueId k = linear(b, prefix + "attn_k", hp.n_embd, k_width(hp, layer), x);
+  const ValueId v = linear(b, prefix + "attn_v", hp.n_embd, v_width(hp, layer), x);
+  return {b.reshape(q, {hp.head_dim_k, hp.n_head[layer], kRows}),
+          b.reshape(k, {hp.head_dim_k, hp.n_head_kv[layer], kRows}),
+          b.reshape(v, {hp.head_dim_v, hp.n_head_kv[layer], kRows})};
+}
+
+CachePlace cache_place(const std::vector<CacheGroup>& groups, const Slice& slice, uint32_t layer) {
+  for (size_t group = 0; group < groups.size(); ++group) {
+    const auto layers = slice_cache_layers(groups[group], slice);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (layers[i].layer == layer) return {static_cast<int>(group), static_cast<int>(i)};
+    }
+  }
+  CARAVAN_ASSERT(false, "an architecture puts every layer with attention into a cache group");
+  return {};
+}
+
+ValueId cached_attention(graph::Builder& b, const Hyperparameters& hp, const Qkv& qkv, const CachePlace& place) {
+  graph::AttentionParams params;
+  params.scale = hp.attention_scale;
+  params.group = place.group;
+  params.layer = place.layer;
+  return b.paged_attention(qkv.q, qkv.k, qkv.v, params);
+}
+
+ValueId attention_output(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x) {
+  return linear(b, layer_prefix(layer) + "attn_output", attention_width(hp, layer), hp.n_embd, x);
+}
+
+ValueId gated_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
+                  graph::Activation activation) {
+  const std::string prefix = layer_prefix(layer);
+  const ValueId gate = linear(b, prefix + "ffn_gate", hp.n_embd, hp.n_ff[layer], x);
+  const ValueId up = linear(b, prefix + "ffn_up", hp.n_embd, hp.n_ff[layer], x);
+  return linear(b, prefix + "ffn_down", hp.n_ff[layer], hp.n_embd, b.gated(gate, up, activation));
+}
+
+ValueId moe_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x) {
+  const std::string prefix = layer_prefix(layer);
+  const int64_t n_expert = hp.n_expert, n_embd = hp.n_embd, n_ff = hp.n_ff[layer];
+  const ValueId logits = b.mul_mat(b.matrix(prefix + "ffn_gate_inp.weight", {n_embd, n_expert}), x);
+  if (b.has(prefix + "ffn_gate_exps.scale") || b.has(prefix + "ffn_up_exps.scale") ||
+      b.has(prefix + "ffn_down_exps.scale")) {
+    return scaled_moe(b, hp, layer, x, logits);
+  }
+  graph::MoeParams params;
+  params.n_expert_used = hp.n_expert_used;
+  return b.moe(x, logits, b.matrix(prefix + "ffn_gate_exps.weight", {n_embd, n_ff, n_expert}),
+               b.matrix(prefix + "ffn_up_exps.weight", {n_embd, n_ff, n_expert}),
+               b.matrix(prefix + "ffn_down_exps.weight", {n_ff, n_embd, n_expert}), params);
+}
+
+ValueId slice_input(graph::Builder& b, const Hyperparameters& hp, const Slice& slice) {
+  if (!slice.embeds) return b.hidden(hp.n_embd);
+  return b.get_rows(b.embedding("token_embd.weight", {hp.n_embd, hp.n_vocab}), b.tokens());
+}
+
+ValueId wanted_rows(graph::Builder& b, ValueId x) { return b.type(x).ne[1] == kRows ? b.select_output_rows(x) : x; }
+
+void hidden_output(graph::Builder& b, ValueId x) { b.output("hidden", x); }
+
+void final_outputs(graph::Builder& b, const Hyperparameters& hp, ValueId x) {
+  b.output("embedding", x);
+  const std::string matrix = b.has("output.weight") ? "output.weight" : "token_embd.weight";
+  ValueId logits = b.mul_mat(b.matrix(matrix, {hp.n_embd, hp.n_vocab}), x);
+  if (hp.final_logit_softcap != 0) {
+    logits = b.scale(b.tanh(b.scale(logits, 1 / hp.final_logit_softcap)), hp.final_logit_softcap);
+  }
+  b.output("logits", logits);
+}
+
+std::vector<CacheGroup> full_cache_group(const Hyperparameters& hp) {
+  CacheGroup group;
+  for (uint32_t layer = 0; layer < hp.n_layer; ++layer) {
+    group.layers.push_back({layer, hp.n_head_kv[layer], hp.head_dim_k, hp.head_dim_v});
+  }
+  return {group};
+}
+
+}  // namespace caravan::models

@@ -1,0 +1,108 @@
+// Building blocks that architectures share: declarations of tensors and the sub-graphs that use them. A block's tensors
+// are named by a prefix, "blk.3."; optional ones (biases, scales) are used when the file has them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "graph/builder.h"
+#include "models/arch.h"
+
+namespace caravan::models {
+
+using graph::ValueId;
+
+// "blk.3."
+std::string layer_prefix(uint32_t layer);
+
+// --- Declarations. Each appends to a list and is followed by the sub-graph below that uses it.
+
+// Collects declarations; scope and layer are the same for a run of them.
+class Declarations {
+ public:
+  // What follows belongs to the embedding, to the outputs, or to every slice.
+  void enter(TensorDecl::Scope scope) { scope_ = scope, prefix_.clear(); }
+  // What follows belongs to a layer; names get its prefix.
+  void enter_layer(uint32_t layer) { scope_ = TensorDecl::Scope::layer, layer_ = layer, prefix_ = layer_prefix(layer); }
+
+  // Norm weights, biases and tables that are used as f32 values.
+  TensorDecl& vector(std::string_view name, const graph::DimList& ne,
+                     TensorDecl::Presence presence = TensorDecl::Presence::required);
+  // A matrix [n_in, n_out] without anything; shard_axis 1 cuts outputs, 0 inputs.
+  TensorDecl& matrix(std::string_view name, const graph::DimList& ne, std::optional<int> shard_axis = std::nullopt);
+  TensorDecl& embedding(std::string_view name, const graph::DimList& ne);
+  // What linear() uses: <name>.weight [n_in, n_out], optional <name>.bias [n_out] and <name>.scale [1].
+  void linear(std::string_view name, int64_t n_in, int64_t n_out, int shard_axis);
+  // What expert products use: <name>.weight [n_in, n_out, n_expert], optional <name>.scale [n_expert].
+  void experts(std::string_view name, int64_t n_in, int64_t n_out, int64_t n_expert, int shard_axis);
+  // attn_q, attn_k, attn_v, attn_output as linear().
+  void attention(const Hyperparameters& hp);
+  // ffn_gate, ffn_up, ffn_down as linear().
+  void gated_ffn(const Hyperparameters& hp);
+  // ffn_gate_inp and ffn_{gate,up,down}_exps.
+  void moe(const Hyperparameters& hp);
+
+  std::vector<TensorDecl> release() { return std::move(decls_); }
+
+ private:
+  TensorDecl& add(std::string_view name, const graph::DimList& ne, graph::WeightRole role);
+
+  std::vector<TensorDecl> decls_;
+  TensorDecl::Scope scope_ = TensorDecl::Scope::every;
+  uint32_t layer_ = 0;
+  std::string prefix_;
+};
+
+// --- Sub-graphs.
+
+// W x, times <name>.scale, plus <name>.bias: x [n_in, rows] -> [n_out, rows].
+ValueId linear(graph::Builder& b, const std::string& name, int64_t n_in, int64_t n_out, ValueId x);
+
+// RMS norm with weight <name>.weight.
+ValueId rms_norm(graph::Builder& b, const Hyperparameters& hp, const std::string& name, ValueId x);
+// Layer norm with <name>.weight and <name>.bias.
+ValueId layer_norm(graph::Builder& b, const Hyperparameters& hp, const std::string& name, ValueId x);
+
+// Query, key and value of a layer, split into heads: [head_dim, heads, rows].
+struct Qkv {
+  ValueId q, k, v;
+};
+// x [n_embd, rows] through attn_q, attn_k, attn_v.
+Qkv project_qkv(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x);
+
+// Where a layer of a slice keeps its K and V: index into cache_groups() and position among the slice's layers of it.
+struct CachePlace {
+  int group = 0, layer = 0;
+};
+CachePlace cache_place(const std::vector<CacheGroup>& groups, const Slice& slice, uint32_t layer);
+
+// Attention over the paged cache; what a row sees comes with the batch: -> [head_dim_v * n_head, rows].
+ValueId cached_attention(graph::Builder& b, const Hyperparameters& hp, const Qkv& qkv, const CachePlace& place);
+// The layer's attn_output applied to attention results [head_dim_v * n_head, rows].
+ValueId attention_output(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x);
+
+// down(activation(gate x) * up x).
+ValueId gated_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
+                  graph::Activation activation);
+// Mixture of gated experts: softmax over the router's logits, the n_expert_used best, weights summing to one.
+ValueId moe_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x);
+
+// The hidden rows that a slice starts from: token embeddings or the previous stage's output.
+ValueId slice_input(graph::Builder& b, const Hyperparameters& hp, const Slice& slice);
+// The rows of x for which output is wanted: [n, rows] -> [n, output_rows]. What has them selected already stays as it
+// is.
+ValueId wanted_rows(graph::Builder& b, ValueId x);
+// Whether a layer may go on after its attention with the wanted rows only: the model's last layer.
+inline bool selects_rows(const Slice& slice, uint32_t layer) { return slice.outputs && layer + 1 == slice.layer_end; }
+// Declares the output of a slice that is not the last.
+void hidden_output(graph::Builder& b, ValueId x);
+// Declares "embedding" and "logits" from rows after the final norm [n_embd, output_rows]; the output matrix is
+// output.weight or, where the file has none, token_embd.weight.
+void final_outputs(graph::Builder& b, const Hyperparameters& hp, ValueId x);
+
+// One cache group with all layers.
+std::vector<CacheGroup> full_cache_group(const Hyperparameters& hp);
+
+}  // namespace caravan::models

@@ -1,0 +1,29 @@
+#include "models/registry.h"
+
+#include <fmt/format.h>
+
+#include <array>
+
+#include "base/error.h"
+#include "models/archs.h"
+
+namespace caravan::models {
+
+std::span<const Arch* const> all_archs() {
+  static constexpr std::array<const Arch*, 3> kArchs{&kLlama, &kGemma3, &kBert};
+  return kArchs;
+}
+
+const Arch& find_arch(std::string_view name) {
+  std::string supported;
+  for (const Arch* arch : all_archs()) {
+    if (arch->name == name) return *arch;
+    supported += (supported.empty() ? "" : ", ") + std::string(arch->name);
+  }
+  throw NotSupportedError(
+      fmt::format("model architecture '{}' is not supported; supported architectures: {}", name, supported));
+}
+
+const Arch& find_arch(const gguf::Metadata& metadata) { return find_arch(metadata.get_string("general.architecture")); }
+
+}  // namespace caravan::models
