@@ -7,6 +7,8 @@ find_package(Threads REQUIRED)
 add_library(caravan_options INTERFACE)
 target_include_directories(caravan_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
 target_compile_options(caravan_options INTERFACE -Wall -Wextra -Wpedantic -Wnon-virtual-dtor -Woverloaded-virtual -Wno-psabi
+                                                 # g++ 12 warns about std::string concatenation without cause (GCC bug 105651)
+                                                 $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>
                                                  # std::fma must stay an explicit choice: results have to be the same everywhere
                                                  -ffp-contract=off -fno-math-errno)
 if(CARAVAN_WERROR)
