@@ -96,9 +96,11 @@ struct RunLimits {
 
 // Visibility and blocks of one cache group in a run.
 struct GroupInput {
-  // Per row: tokens [from, to) of the row's sequence that it sees, its own included for causal attention.
+  // Per row: tokens [from, to) of the row's sequence that it sees, its own included for causal attention. For encoder
+  // attention: rows [from, to) of the batch.
   std::span<const int32_t> visible_from, visible_to;  // [n_rows]
-  std::span<const BlockTable> tables;                 // per slot; must cover every visible token and every row's token
+  std::span<const BlockTable> tables;                 // per slot; must cover every visible token and every row's token;
+  // empty for encoder attention
 };
 
 // One batch, as plain data that outlives the call. Spans that the graph has no input for may be empty.
@@ -107,8 +109,7 @@ struct RunInput {
   std::span<const int32_t> tokens;       // [n_rows]
   std::span<const float> hidden;         // [n_rows][n_embd]
   std::span<const int32_t> positions;    // [n_rows], for rotary and learned position embeddings
-  std::span<const int32_t> slots;        // [n_rows]: the sequence of a row, an index into GroupInput::tables;
-                                         // for encoder attention the rows of a slot are contiguous
+  std::span<const int32_t> slots;        // [n_rows]: the sequence of a row, an index into GroupInput::tables
   std::span<const int32_t> token_index;  // [n_rows]: index of the row's token in its sequence, where K and V go
   std::span<const GroupInput> groups;    // as CacheSpec::groups
   std::span<const int32_t> output_rows;  // ascending row numbers

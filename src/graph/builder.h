@@ -49,7 +49,7 @@ class Builder {
   ValueId row_cells(int group);
   ValueId context_cells(int group);
   ValueId context_mask(int group);
-  ValueId row_mask();
+  ValueId row_mask(int group);
 
   // --- Weights; the same (name, role) is one weight, however often it is asked for.
   // Whether the model file has the tensor (optional biases, tied output).
@@ -99,11 +99,13 @@ class Builder {
   // --- Per row, over dimension 0.
   // weight [ne0] may be kNoValue.
   ValueId rms_norm(ValueId x, ValueId weight, float eps);
-  // (x - mean) / sqrt(variance + eps) * weight + bias; weight and bias [ne0] may be kNoValue.
+  // (x - mean) / sqrt(variance + eps) * weight + bias; weight and bias [ne0] may be kNoValue (a bias needs a
+  // weight).
   ValueId layer_norm(ValueId x, ValueId weight, ValueId bias, float eps);
   // soft_max(x * scale + mask); mask [ne0, ne1] or kNoValue, the same for every ne2 and ne3. A row that is masked
-  // everywhere gives zeros.
-  ValueId soft_max(ValueId x, ValueId mask = kNoValue, float scale = 1);
+  // everywhere gives zeros. sinks [ne2] or kNoValue (needs a mask): a logit more per ne2 that only joins the
+  // denominator.
+  ValueId soft_max(ValueId x, ValueId mask = kNoValue, float scale = 1, ValueId sinks = kNoValue);
   ValueId sum_rows(ValueId x);                  // [n, ...] -> [1, ...]
   ValueId argsort(ValueId x, SortOrder order);  // i32; ties: the lower index first
   ValueId top_k(ValueId x, int64_t k);          // i32 [k, ...]: indices of the largest, descending; ties as argsort
@@ -128,7 +130,8 @@ class Builder {
   // sinks f32 [n_head] or kNoValue: a logit per head that takes part in the softmax and has no value.
   // -> [head_dim_v * n_head, rows].
   ValueId paged_attention(ValueId q, ValueId k, ValueId v, const AttentionParams& params, ValueId sinks = kNoValue);
-  // Every row attends to all rows of the batch with the same slot; nothing is cached. Shapes as paged_attention.
+  // Every row attends to the rows [visible_from, visible_to) of the batch that the run gives for params.group (those of
+  // its own text); nothing is cached. Shapes as paged_attention.
   ValueId encoder_attention(ValueId q, ValueId k, ValueId v, const AttentionParams& params);
   // x [n_embd, rows], logits [n_expert, rows] (mul_mat of the router matrix), gate and up [n_embd, n_ff, n_expert],
   // down [n_ff, n_embd, n_expert] -> [n_embd, rows]. The n_expert_used experts with the largest probabilities (ties:

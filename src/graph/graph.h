@@ -44,7 +44,7 @@ enum class InputKind {
   row_cells,      // i32 [rows]: cache cell of each row in a group (lowered attention)
   context_cells,  // i32 [context]: cache cells that any row of the batch sees in a group (lowered attention)
   context_mask,   // f32 [context, rows]: 0 where the row sees the gathered cell, else -inf (lowered attention)
-  row_mask,       // f32 [rows, rows]: 0 where the second row sees the first (same slot), else -inf (lowered encoder)
+  row_mask,       // f32 [rows, rows]: 0 where the second row sees the first, else -inf (lowered encoder attention)
 };
 
 // K or V rows of one layer of a cache group: a value [head_dim * n_head_kv, cells], read by get_rows and written by
@@ -62,13 +62,13 @@ struct Value {
   std::string name;     // for messages and dumps; a weight's is its tensor name
   int32_t index = 0;    // kind weight: index into Graph::weights; node: index into Graph::nodes
   InputKind input{};    // kind input
-  int input_group = 0;  // kind input: the cache group of row_cells, context_cells and context_mask
+  int input_group = 0;  // kind input: the cache group of row_cells, context_cells and the masks
   CacheRef cache;       // kind cache
 };
 
 struct Node {
   Op op{};
-  std::vector<ValueId> inputs;  // kNoValue for an optional operand that is left out before a present one
+  std::vector<ValueId> inputs;  // as the builder function's; optional ones may be left out from the end
   ValueId output = kNoValue;
   Params params;
 };

@@ -154,7 +154,7 @@ struct RopeParams {
 struct AttentionParams {
   float scale = 1;
   float softcap = 0;
-  int group = 0;  // cache group, as in device::CacheSpec::groups (paged attention only)
+  int group = 0;  // cache group: its visible ranges, and for paged attention its cache
   int layer = 0;  // layer within the group (paged attention only)
   bool operator==(const AttentionParams&) const = default;
 };
