@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 
 #include "base/error.h"
@@ -173,6 +174,8 @@ void validate(const Graph& graph) {
       if (!defined[static_cast<size_t>(input)])
         throw FormatError(
             fmt::format("node {} ({}): operand %{} is used before it is defined", i, op_name(node.op), input));
+    if (std::any_of(node.inputs.begin(), node.inputs.end(), [&](ValueId input) { return input >= node.output; }))
+      throw FormatError(fmt::format("node {} ({}): its result must come after its operands", i, op_name(node.op)));
     if (node.output < 0 || static_cast<size_t>(node.output) >= graph.values.size() ||
         graph.value(node.output).kind != Value::Kind::node || graph.value(node.output).index != static_cast<int32_t>(i))
       throw FormatError(fmt::format("node {} ({}): its result %{} is not its own", i, op_name(node.op), node.output));

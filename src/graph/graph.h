@@ -81,7 +81,7 @@ struct Output {
 
 struct Graph {
   std::vector<Value> values;
-  std::vector<Node> nodes;  // every input of a node is defined before it
+  std::vector<Node> nodes;  // every input of a node is defined before it, and has a lower id than its result
   std::vector<WeightSpec> weights;
   std::vector<Output> outputs;
 

@@ -1,0 +1,238 @@
+// Mixture of experts: rows are grouped by expert, so that each expert's weights are read once per batch, and each row's
+// results are summed in rank order.
+#include <algorithm>
+#include <cstring>
+
+#include "device/cpu/ops/step.h"
+
+namespace caravan::device::cpu {
+namespace {
+
+using graph::Gating;
+using graph::MoeParams;
+
+// A row's choice: entries are sorted by expert, then row.
+struct MoeBuffers {
+  int probabilities;  // f32 [max_rows][n_expert]
+  int experts;        // i32 [max_rows][n_used]
+  int shares;         // f32 [max_rows][n_used]
+  int entries;        // i32 [max_rows][n_used]: where row's rank went in the sorted order
+  int expert_begin;   // i32 [n_expert + 1]: first entry of each expert
+  int inputs;         // activations of the sorted entries, for gate and up
+  int gate, up;       // f32 [max_rows * n_used][n_ff]
+  int hidden;         // activations of the sorted entries, for down; -1: f32, in gate
+  int results;        // f32 [max_rows * n_used][n_embd]
+};
+
+class MoeStep final : public Step {
+ public:
+  MoeStep(const Node& node, const graph::Graph& graph, const MoeBuffers& buffers, ActivationKind input_kind,
+          ActivationKind hidden_kind)
+      : node_(node),
+        graph_(graph),
+        params_(std::get<MoeParams>(node.params)),
+        buffers_(buffers),
+        input_kind_(input_kind),
+        hidden_kind_(hidden_kind),
+        n_embd_(graph.type(node.inputs[0]).ne[0]),
+        n_expert_(graph.type(node.inputs[1]).ne[0]),
+        n_ff_(graph.type(node.inputs[2]).ne[1]) {}
+
+  void run(const RunContext& context, int worker) override {
+    route(context, worker);
+    context.pool->barrier();
+    if (worker == 0) group(context);
+    context.pool->barrier();
+    gather(context, worker);
+    context.pool->barrier();
+    products(context, worker, node_.inputs[2], buffers_.inputs, input_kind_, n_embd_, buffers_.gate, n_ff_);
+    products(context, worker, node_.inputs[3], buffers_.inputs, input_kind_, n_embd_, buffers_.up, n_ff_);
+    context.pool->barrier();
+    activate(context, worker);
+    context.pool->barrier();
+    const bool quantized = hidden_kind_ == ActivationKind::q8;
+    if (quantized) {
+      quantize_rows(
+          context, worker, n_entries(context), n_ff_,
+          [&](int64_t entry) { return floats(context, buffers_.gate) + entry * n_ff_; },
+          context.work_buffer(buffers_.hidden));
+      context.pool->barrier();
+    }
+    products(context, worker, node_.inputs[4], quantized ? buffers_.hidden : buffers_.gate, hidden_kind_, n_ff_,
+             buffers_.results, n_embd_);
+    context.pool->barrier();
+    combine(context, worker);
+  }
+
+ private:
+  int64_t n_entries(const RunContext& context) const { return context.counts.rows * params_.n_expert_used; }
+  static float* floats(const RunContext& context, int buffer) {
+    return reinterpret_cast<float*>(context.work_buffer(buffer));
+  }
+  static int32_t* ints(const RunContext& context, int buffer) {
+    return reinterpret_cast<int32_t*>(context.work_buffer(buffer));
+  }
+
+  // Probabilities, choice and shares of each row.
+  void route(const RunContext& context, int worker) const {
+    const Kernels& kernels = *context.kernels;
+    const View& logits = context.view(node_.inputs[1]);
+    const int64_t n_used = params_.n_expert_used;
+    auto* ranked = reinterpret_cast<float*>(context.scratch(worker));
+    auto* order = reinterpret_cast<int32_t*>(ranked + n_expert_);
+    const WorkRange rows = split_work(context.counts.rows, worker, context.n_workers);
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      float* probabilities = floats(context, buffers_.probabilities) + row * n_expert_;
+      std::memcpy(probabilities, logits.row(row), static_cast<size_t>(n_expert_) * sizeof(float));
+      if (params_.gating == Gating::softmax) kernels.softmax(probabilities, n_expert_, probabilities);
+      if (params_.gating == Gating::sigmoid) kernels.sigmoid(probabilities, n_expert_, probabilities);
+      const float* by = probabilities;
+      if (node_.inputs.size() > 5) {
+        kernels.add(probabilities, context.view(node_.inputs[5]).row(0), n_expert_, ranked);
+        by = ranked;
+      }
+      rank_indices(by, n_expert_, graph::SortOrder::descending, n_used, order);
+      float* shares = floats(context, buffers_.shares) + row * n_used;
+      for (int64_t rank = 0; rank < n_used; ++rank) {
+        ints(context, buffers_.experts)[row * n_used + rank] = order[rank];
+        shares[rank] = probabilities[order[rank]];
+      }
+      if (params_.gating == Gating::softmax_over_selected) kernels.softmax(shares, n_used, shares);
+      if (params_.weight_norm == graph::WeightNorm::sum_to_one) {
+        const float sum = kernels.sum(shares, n_used);
+        for (int64_t rank = 0; rank < n_used; ++rank) shares[rank] /= sum;
+      }
+      if (params_.weight_scale != 1) kernels.scale(shares, params_.weight_scale, n_used, shares);
+    }
+  }
+
+  // Counting sort of (row, rank) by expert.
+  void group(const RunContext& context) const {
+    const int64_t n = n_entries(context);
+    const int32_t* experts = ints(context, buffers_.experts);
+    int32_t* begin = ints(context, buffers_.expert_begin);
+    std::fill_n(begin, n_expert_ + 1, 0);
+    for (int64_t i = 0; i < n; ++i) ++begin[experts[i] + 1];
+    for (int64_t expert = 0; expert < n_expert_; ++expert) begin[expert + 1] += begin[expert];
+    int32_t* entries = ints(context, buffers_.entries);
+    for (int64_t i = 0; i < n; ++i) entries[i] = begin[experts[i]]++;
+    for (int64_t expert = n_expert_; expert > 0; --expert) begin[expert] = begin[expert - 1];
+    begin[0] = 0;
+  }
+
+  // Each row's activation at the places of its entries.
+  void gather(const RunContext& context, int worker) const {
+    const View& x = context.view(node_.inputs[0]);
+    const int64_t n_used = params_.n_expert_used;
+    const size_t stride = activation_row_bytes(input_kind_, n_embd_);
+    const int32_t* entries = ints(context, buffers_.entries);
+    for_row_parts(
+        context.counts.rows, n_embd_, worker, context.n_workers, [&](int64_t row, int64_t begin, int64_t end) {
+          for (int64_t rank = 0; rank < n_used; ++rank) {
+            std::byte* out =
+                context.work_buffer(buffers_.inputs) + stride * static_cast<size_t>(entries[row * n_used + rank]);
+            const size_t offset = activation_row_bytes(input_kind_, begin);
+            const size_t bytes = activation_row_bytes(input_kind_, end) - offset;
+            if (input_kind_ == ActivationKind::f32) {
+              std::memcpy(out + offset, x.row(row) + begin, bytes);
+            } else if (rank == 0) {
+              context.kernels->quantize_row(x.row(row) + begin, end - begin,
+                                            reinterpret_cast<ActivationBlock*>(out + offset));
+            } else {
+              std::memcpy(
+                  out + offset,
+                  context.work_buffer(buffers_.inputs) + stride * static_cast<size_t>(entries[row * n_used]) + offset,
+                  bytes);
+            }
+          }
+        });
+  }
+
+  // Every expert's entries times its matrix; the workers share the panels of each expert.
+  void products(const RunContext& context, int worker, ValueId weight, int activations, ActivationKind kind,
+                int64_t n_in, int out, int64_t n_out) const {
+    const int32_t* begin = ints(context, buffers_.expert_begin);
+    const size_t stride = activation_row_bytes(kind, n_in);
+    for (int64_t expert = 0; expert < n_expert_; ++expert) {
+      const int64_t first = begin[expert], n = begin[expert + 1] - first;
+      if (n == 0) continue;
+      multiply_panels(context, worker, matrix_of(context, graph_, weight, expert),
+                      context.work_buffer(activations) + stride * static_cast<size_t>(first), stride, n,
+                      floats(context, out) + first * n_out, n_out);
+    }
+  }
+
+  void activate(const RunContext& context, int worker) const {
+    float *gate = floats(context, buffers_.gate), *up = floats(context, buffers_.up);
+    for_row_parts(n_entries(context), n_ff_, worker, context.n_workers, [&](int64_t entry, int64_t begin, int64_t end) {
+      float* row = gate + entry * n_ff_ + begin;
+      gated(*context.kernels, params_.activation, row, up + entry * n_ff_ + begin, end - begin, row);
+    });
+  }
+
+  void combine(const RunContext& context, int worker) const {
+    const View& out = context.view(node_.output);
+    const int64_t n_used = params_.n_expert_used;
+    const float *results = floats(context, buffers_.results), *shares = floats(context, buffers_.shares);
+    const int32_t* entries = ints(context, buffers_.entries);
+    for_row_parts(context.counts.rows, n_embd_, worker, context.n_workers,
+                  [&](int64_t row, int64_t begin, int64_t end) {
+                    for (int64_t rank = 0; rank < n_used; ++rank) {
+                      const float* result = results + entries[row * n_used + rank] * n_embd_ + begin;
+                      const float share = shares[row * n_used + rank];
+                      if (rank == 0) {
+                        context.kernels->scale(result, share, end - begin, out.row(row) + begin);
+                      } else {
+                        context.kernels->add_scaled(result, share, end - begin, out.row(row) + begin);
+                      }
+                    }
+                  });
+  }
+
+  const Node& node_;
+  const graph::Graph& graph_;
+  const MoeParams& params_;
+  MoeBuffers buffers_;
+  ActivationKind input_kind_, hidden_kind_;
+  int64_t n_embd_, n_expert_, n_ff_;
+};
+
+}  // namespace
+
+void plan_moe(Planner& planner, const Node& node) {
+  const auto& params = std::get<MoeParams>(node.params);
+  for (const ValueId input : {node.inputs[0], node.inputs[1]})
+    planner.require(planner.max_view(input).nb[0] == 4, "rows of an operand are not contiguous; use cont");
+  const tensor::DType gate_type = planner.weight_of(node.inputs[2])->dtype;
+  planner.require(activation_kind(gate_type) == activation_kind(planner.weight_of(node.inputs[3])->dtype),
+                  "gate and up experts of a quantised and an unquantised type");
+  const ActivationKind input_kind = activation_kind(gate_type);
+  const ActivationKind hidden_kind = activation_kind(planner.weight_of(node.inputs[4])->dtype);
+  const int64_t n_embd = planner.max_view(node.inputs[0]).ne[0], n_ff = planner.max_view(node.inputs[2]).ne[1];
+  const auto rows = static_cast<uint64_t>(planner.max_counts.rows);
+  const auto n_expert = static_cast<uint64_t>(planner.max_view(node.inputs[1]).ne[0]);
+  const uint64_t n_entries = rows * static_cast<uint64_t>(params.n_expert_used);
+
+  MoeBuffers buffers{};
+  buffers.probabilities = planner.add_buffer(rows * n_expert * 4);
+  buffers.experts = planner.add_buffer(n_entries * 4);
+  buffers.shares = planner.add_buffer(n_entries * 4);
+  buffers.entries = planner.add_buffer(n_entries * 4);
+  buffers.expert_begin = planner.add_buffer((n_expert + 1) * 4);
+  buffers.inputs = planner.add_buffer(n_entries * activation_row_bytes(input_kind, n_embd));
+  buffers.gate = planner.add_buffer(n_entries * static_cast<uint64_t>(n_ff) * 4);
+  buffers.up = planner.add_buffer(n_entries * static_cast<uint64_t>(n_ff) * 4);
+  buffers.hidden =
+      hidden_kind == ActivationKind::q8 ? planner.add_buffer(n_entries * activation_row_bytes(hidden_kind, n_ff)) : -1;
+  buffers.results = planner.add_buffer(n_entries * static_cast<uint64_t>(n_embd) * 4);
+  planner.need_scratch(n_expert * 8);
+
+  Touches touches{node.output, {node.inputs[0], node.inputs[1]}, {}, {}, false};
+  for (const int id : {buffers.probabilities, buffers.experts, buffers.shares, buffers.entries, buffers.expert_begin,
+                       buffers.inputs, buffers.gate, buffers.up, buffers.hidden, buffers.results})
+    if (id >= 0) touches.buffers_written.push_back(id);
+  planner.add_step(std::make_unique<MoeStep>(node, planner.graph, buffers, input_kind, hidden_kind),
+                   std::move(touches));
+}
+
+}  // namespace caravan::device::cpu
