@@ -1,0 +1,253 @@
+#include "net/tls.h"
+
+#include <fmt/format.h>
+#include <openssl/core_names.h>
+#include <openssl/err.h>
+#include <openssl/kdf.h>
+#include <openssl/params.h>
+#include <openssl/ssl.h>
+
+#include <array>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/ssl/context.hpp>
+#include <boost/asio/ssl/error.hpp>
+#include <boost/asio/ssl/stream.hpp>
+#include <boost/asio/write.hpp>
+#include <string>
+
+namespace caravan::net {
+
+namespace {
+
+using Key = std::array<unsigned char, 32>;
+using Kind = ConnectionError::Kind;
+namespace ssl = asio::ssl;
+
+// Both are part of the protocol (docs/protocol.md).
+constexpr std::string_view kIdentity = "caravan-rpc-1";
+constexpr std::string_view kKeyInfo = "caravan rpc psk 1";
+// The PSK is bound to SHA-256, so only suites with that hash can use it.
+constexpr const char* kCipherSuites = "TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256";
+constexpr unsigned char kAes128GcmSha256[] = {0x13, 0x01};
+
+// HKDF-SHA256 (RFC 5869) without salt: the token is the input key, the info string names the use.
+Key derive_key(std::string_view token) {
+  Key key{};
+  EVP_KDF* kdf = EVP_KDF_fetch(nullptr, "HKDF", nullptr);
+  EVP_KDF_CTX* context = EVP_KDF_CTX_new(kdf);
+  EVP_KDF_free(kdf);
+  char digest[] = "SHA256";
+  const OSSL_PARAM parameters[] = {
+      OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, digest, 0),
+      OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_KEY, const_cast<char*>(token.data()), token.size()),
+      OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO, const_cast<char*>(kKeyInfo.data()), kKeyInfo.size()),
+      OSSL_PARAM_construct_end()};
+  const int ok = EVP_KDF_derive(context, key.data(), key.size(), parameters);
+  EVP_KDF_CTX_free(context);
+  CARAVAN_ASSERT(ok == 1, "OpenSSL 3 always provides HKDF");
+  return key;
+}
+
+// Where a context keeps the address of its key, for the callbacks below.
+int key_index() {
+  static const int index = SSL_CTX_get_ex_new_index(0, nullptr, nullptr, nullptr, nullptr);
+  return index;
+}
+
+SSL_SESSION* make_session(SSL* connection) {
+  const auto* key = static_cast<const Key*>(SSL_CTX_get_ex_data(SSL_get_SSL_CTX(connection), key_index()));
+  const SSL_CIPHER* cipher = SSL_CIPHER_find(connection, kAes128GcmSha256);
+  SSL_SESSION* session = SSL_SESSION_new();
+  if (session == nullptr || cipher == nullptr || SSL_SESSION_set1_master_key(session, key->data(), key->size()) != 1 ||
+      SSL_SESSION_set_cipher(session, cipher) != 1 || SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) != 1) {
+    SSL_SESSION_free(session);
+    return nullptr;
+  }
+  return session;
+}
+
+int use_session(SSL* connection, const EVP_MD*, const unsigned char** id, size_t* id_size, SSL_SESSION** session) {
+  *session = make_session(connection);
+  *id = reinterpret_cast<const unsigned char*>(kIdentity.data());
+  *id_size = kIdentity.size();
+  return *session != nullptr ? 1 : 0;
+}
+
+int find_session(SSL* connection, const unsigned char* id, size_t id_size, SSL_SESSION** session) {
+  *session = nullptr;
+  if (std::string_view(reinterpret_cast<const char*>(id), id_size) != kIdentity) return 1;  // unknown: no PSK
+  *session = make_session(connection);
+  return *session != nullptr ? 1 : 0;
+}
+
+void configure(ssl::context& context, Key& key) {
+  SSL_CTX* native = context.native_handle();
+  CARAVAN_ASSERT(SSL_CTX_set_ex_data(native, key_index(), &key) == 1, "a fresh context takes ex_data");
+  CARAVAN_ASSERT(SSL_CTX_set_min_proto_version(native, TLS1_3_VERSION) == 1, "OpenSSL 3 has TLS 1.3");
+  CARAVAN_ASSERT(SSL_CTX_set_ciphersuites(native, kCipherSuites) == 1, "both suites are TLS 1.3's");
+  SSL_CTX_set_psk_use_session_callback(native, use_session);
+  SSL_CTX_set_psk_find_session_callback(native, find_session);
+  // No tickets and no cache: each connection proves the token anew.
+  SSL_CTX_set_num_tickets(native, 0);
+  SSL_CTX_set_session_cache_mode(native, SSL_SESS_CACHE_OFF);
+  SSL_CTX_set_mode(native, SSL_MODE_RELEASE_BUFFERS);
+}
+
+class TlsConnection : public Connection {
+ public:
+  TlsConnection(Socket socket, ssl::context& context, std::string peer)
+      : executor_(socket.get_executor()), stream_(std::move(socket), context), peer_(std::move(peer)) {}
+
+  Executor executor() const override { return executor_; }
+  const std::string& peer() const override { return peer_; }
+
+  awaitable<size_t> read_some(std::span<std::byte> buffer) override {
+    boost::system::error_code code;
+    const size_t n = co_await stream_.async_read_some(asio::buffer(buffer.data(), buffer.size()),
+                                                      asio::redirect_error(asio::use_awaitable, code));
+    if (code == asio::error::eof) co_return 0;
+    if (code == ssl::error::stream_truncated && !closed_)
+      throw ConnectionError(Kind::lost, fmt::format("{} closed the connection", peer_));
+    if (code) throw connection_error(peer_, code, closed_);
+    co_return n;
+  }
+
+  awaitable<void> write(std::span<const ConstBuffer> buffers) override {
+    boost::system::error_code code;
+    const std::vector<ConstBuffer> sequence(buffers.begin(), buffers.end());
+    co_await asio::async_write(stream_, sequence, asio::redirect_error(asio::use_awaitable, code));
+    if (code) throw connection_error(peer_, code, closed_);
+  }
+
+  awaitable<void> shutdown() override {
+    // Sends close_notify, then waits for the peer's; bounded, since a peer may never answer.
+    boost::system::error_code ignored;
+    const auto waiting = std::make_shared<bool>(true);  // shared with the handler, which may run later
+    asio::steady_timer bound(executor_, std::chrono::seconds(1));
+    bound.async_wait([this, waiting](const boost::system::error_code& code) {
+      boost::system::error_code unused;
+      if (!code && *waiting) stream_.lowest_layer().cancel(unused);
+    });
+    co_await stream_.async_shutdown(asio::redirect_error(asio::use_awaitable, ignored));
+    *waiting = false;
+    stream_.lowest_layer().shutdown(asio::socket_base::shutdown_send, ignored);
+  }
+
+  void close() noexcept override {
+    closed_ = true;
+    boost::system::error_code ignored;
+    stream_.lowest_layer().close(ignored);
+  }
+
+  awaitable<void> handshake(ssl::stream_base::handshake_type type) {
+    boost::system::error_code code;
+    co_await stream_.async_handshake(type, asio::redirect_error(asio::use_awaitable, code));
+    if (code) throw handshake_error(code);
+    // With a PSK the handshake is a resumption; anything else would be a peer without the token.
+    if (SSL_session_reused(stream_.native_handle()) != 1)
+      throw ConnectionError(Kind::token_differs, fmt::format("{}: the TLS handshake did not use the token", peer_));
+  }
+
+  Socket& socket() { return stream_.next_layer(); }
+
+ private:
+  ConnectionError handshake_error(const boost::system::error_code& code) const {
+    if (code.category() != asio::error::get_ssl_category()) return connection_error(peer_, code, closed_);
+    switch (ERR_GET_REASON(static_cast<unsigned long>(code.value()))) {
+      case SSL_R_BINDER_DOES_NOT_VERIFY:
+      case SSL_R_SSLV3_ALERT_ILLEGAL_PARAMETER:
+      case SSL_R_TLSV1_ALERT_DECRYPT_ERROR:
+        return {Kind::token_differs, fmt::format("{}: the token differs", peer_)};
+      case SSL_R_TLSV1_ALERT_UNKNOWN_PSK_IDENTITY:
+        return {Kind::peer_has_no_token, fmt::format("{}: the other side uses no token", peer_)};
+      case SSL_R_WRONG_VERSION_NUMBER:
+      case SSL_R_HTTP_REQUEST:
+      case SSL_R_UNSUPPORTED_PROTOCOL:
+        return {Kind::peer_has_no_token, fmt::format("{}: the other side does not speak TLS", peer_)};
+      default:
+        return {Kind::lost, fmt::format("{}: the TLS handshake failed: {}", peer_, code.message())};
+    }
+  }
+
+  Executor executor_;
+  ssl::stream<Socket> stream_;
+  std::string peer_;
+  bool closed_ = false;
+};
+
+}  // namespace
+
+struct TlsPsk::State {
+  explicit State(std::string_view token)
+      : key(derive_key(token)), client(ssl::context::tls_client), server(ssl::context::tls_server) {
+    configure(client, key);
+    configure(server, key);
+    // There are no trusted authorities: a server that offers a certificate in place of the PSK is refused.
+    SSL_CTX_set_verify(client.native_handle(), SSL_VERIFY_PEER, nullptr);
+  }
+  Key key;
+  ssl::context client, server;
+
+  static awaitable<std::unique_ptr<Connection>> handshake(std::unique_ptr<TcpConnection> tcp, ssl::context& context,
+                                                          ssl::stream_base::handshake_type type, Duration timeout) {
+    const std::string peer = tcp->peer();
+    auto connection = std::make_unique<TlsConnection>(tcp->release(), context, peer);
+    std::exception_ptr failure;
+    {
+      Deadline deadline(*connection, timeout);
+      try {
+        co_await connection->handshake(type);
+      } catch (const ConnectionError& error) {
+        if (deadline.expired())
+          throw ConnectionError(Kind::timed_out, fmt::format("{}: no TLS handshake within {:.1f} s", peer,
+                                                             std::chrono::duration<double>(timeout).count()));
+        failure = std::current_exception();
+      }
+    }
+    if (failure) {
+      // The alert that tells the other side why must not be lost to a reset.
+      TcpConnection rest(std::move(connection->socket()));
+      co_await close_gently(rest, std::chrono::milliseconds(500));
+      std::rethrow_exception(failure);
+    }
+    co_return connection;
+  }
+};
+
+TlsPsk::TlsPsk(std::string_view token) {
+  if (token.empty()) throw RequestError("the token is empty");
+  state_ = std::make_unique<State>(token);
+}
+
+TlsPsk::~TlsPsk() = default;
+
+awaitable<std::unique_ptr<Connection>> TlsPsk::connect(std::unique_ptr<TcpConnection> tcp, Duration timeout) const {
+  return State::handshake(std::move(tcp), state_->client, ssl::stream_base::client, timeout);
+}
+
+awaitable<std::unique_ptr<Connection>> TlsPsk::accept(std::unique_ptr<TcpConnection> tcp, Duration timeout) const {
+  return State::handshake(std::move(tcp), state_->server, ssl::stream_base::server, timeout);
+}
+
+awaitable<void> refuse_tls(std::unique_ptr<TcpConnection> tcp, Duration timeout) {
+  // A record of type alert (21), version 3.3, two bytes: fatal (2), unknown_psk_identity (115). RFC 8446, section 6.
+  static constexpr std::array<unsigned char, 7> kAlert{0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x73};
+  const std::array<ConstBuffer, 1> buffers{asio::buffer(kAlert)};
+  co_await tcp->write(buffers);
+  co_await close_gently(*tcp, timeout);
+}
+
+awaitable<void> close_gently(Connection& connection, Duration timeout) {
+  Deadline deadline(connection, timeout);
+  try {
+    co_await connection.shutdown();
+    std::array<std::byte, 4096> dropped;
+    while (co_await connection.read_some(dropped) != 0) {
+    }
+  } catch (const ConnectionError&) {
+    // it ended, one way or the other
+  }
+  connection.close();
+}
+
+}  // namespace caravan::net

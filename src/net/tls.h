@@ -1,0 +1,44 @@
+// TLS 1.3 with a key derived from a shared token (external PSK, psk_dhe_ke). No certificates: who has the token is
+// trusted, nobody else gets past the handshake. Specification: docs/protocol.md.
+#pragma once
+
+#include <memory>
+#include <string_view>
+
+#include "net/connection.h"
+#include "net/tcp.h"
+
+namespace caravan::net {
+
+// The key of a token, ready for both sides of a handshake. Const after construction; outlives its connections'
+// handshakes.
+class TlsPsk {
+ public:
+  // Throws RequestError for an empty token.
+  explicit TlsPsk(std::string_view token);
+  ~TlsPsk();
+  TlsPsk(const TlsPsk&) = delete;
+  TlsPsk& operator=(const TlsPsk&) = delete;
+
+  // Make a connected TCP connection a TLS one, as the side that connected or the one that accepted; within timeout.
+  // Throw ConnectionError: token_differs, peer_has_no_token, timed_out, lost.
+  awaitable<std::unique_ptr<Connection>> connect(std::unique_ptr<TcpConnection> tcp, Duration timeout) const;
+  awaitable<std::unique_ptr<Connection>> accept(std::unique_ptr<TcpConnection> tcp, Duration timeout) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// The first byte of a TLS handshake record: what a listener sees first from a TLS client.
+inline constexpr std::byte kTlsHandshakeByte{0x16};
+
+// Answers a TLS client on a connection that speaks no TLS with the alert unknown_psk_identity, from which the client
+// knows that this side has no token, and closes.
+awaitable<void> refuse_tls(std::unique_ptr<TcpConnection> tcp, Duration timeout);
+
+// Ends a connection so that what was written last arrives: shuts down, reads and drops until the peer ends or timeout,
+// closes. (Closing with unread input resets a TCP connection, and the peer may lose the last bytes.)
+awaitable<void> close_gently(Connection& connection, Duration timeout);
+
+}  // namespace caravan::net
