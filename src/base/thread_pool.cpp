@@ -31,7 +31,7 @@ constexpr int kBarrierSpins = 2000;
 }  // namespace
 
 struct ThreadPool::State {
-  std::atomic<uint64_t> generation{0};  // odd parts never matter: it only has to differ from the last one seen
+  std::atomic<uint64_t> generation{0};  // only has to differ from the last one a worker saw
   std::atomic<int> unfinished{0};
   std::atomic<int> barrier_arrived{0};
   std::atomic<uint64_t> barrier_phase{0};
@@ -51,7 +51,8 @@ struct ThreadPool::State {
     }
     std::unique_lock lock(mutex);
     parked.fetch_add(1);
-    wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
+    // Sequentially consistent, as publish() is: either it sees this thread parked, or this thread sees its generation.
+    wake.wait(lock, [&] { return generation.load(std::memory_order_seq_cst) != seen; });
     parked.fetch_sub(1);
     return !stopping.load(std::memory_order_relaxed);
   }
