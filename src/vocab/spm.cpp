@@ -1,9 +1,8 @@
 // SentencePiece's BPE as the "llama" tokenizer model uses it (Kudo & Richardson 2018, arXiv:1808.06226).
-#include <algorithm>
-#include <limits>
 #include <queue>
 
 #include "vocab/tokenizer.h"
+#include "vocab/utf8.h"
 
 namespace caravan::vocab {
 
@@ -29,14 +28,6 @@ struct Candidate {
   }
 };
 
-// Bytes that a UTF-8 character has by its first byte; a stray continuation byte counts as a character.
-uint32_t character_length(char first) {
-  const auto byte = static_cast<uint8_t>(first);
-  if (byte < 0xC0) return 1;
-  if (byte < 0xE0) return 2;
-  return byte < 0xF0 ? 3 : 4;
-}
-
 class SpmTokenizer final : public Tokenizer {
  public:
   SpmTokenizer(const TokenTable& tokens, bool add_space_prefix, std::optional<TokenId> unknown)
@@ -60,14 +51,16 @@ class SpmTokenizer final : public Tokenizer {
   }
 
  private:
+  // Bytes that are not UTF-8 become symbols of their own, so that they never swallow part of an escaped space.
   std::vector<Symbol> split_characters(std::string_view text) const {
     std::vector<Symbol> symbols;
     symbols.reserve(text.size());
     for (size_t i = 0; i < text.size();) {
-      const auto length = std::min<uint32_t>(character_length(text[i]), static_cast<uint32_t>(text.size() - i));
+      const Utf8Char c = decode_utf8(text, i);
+      const uint32_t length = c.state == Utf8Char::State::valid ? c.length : 1;
       const auto index = static_cast<int32_t>(symbols.size());
-      symbols.push_back(
-          {static_cast<uint32_t>(i), length, index - 1, index + 1, tokens_.find(text.substr(i, length)).value_or(-1)});
+      const TokenId token = tokens_.find(text.substr(i, length)).value_or(-1);
+      symbols.push_back({static_cast<uint32_t>(i), length, index - 1, index + 1, token});
       i += length;
     }
     if (!symbols.empty()) symbols.back().next = -1;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "base/file.h"
@@ -89,6 +90,19 @@ TEST(KitVocabulary, FindsSpecialTokensOfLlama3) {
   const auto tokens = vocabulary->tokenize("<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>",
                                            AddSpecial::yes, ParseSpecial::yes);
   EXPECT_EQ(tokens, expected);
+}
+
+TEST(KitVocabulary, TokenizesThePromptsOfStories260K) {
+  CARAVAN_REQUIRE_KIT(kit);
+  const auto vocabulary = Vocabulary::load(gguf::Model::open(kit / "models/real/stories260K.gguf").metadata());
+  for (const auto& reference : nlohmann::json::parse(read_text_file(kit / "refs/stories260K.json"))) {
+    const auto prompt = reference.at("prompt").get<std::string>();
+    EXPECT_EQ(vocabulary->tokenize(prompt, AddSpecial::yes, ParseSpecial::no),
+              reference.at("prompt_tokens").get<std::vector<TokenId>>())
+        << prompt;
+    const auto answer = reference.at("greedy_tokens").get<std::vector<TokenId>>();
+    EXPECT_EQ(vocabulary->detokenize(answer, RenderSpecial::no), reference.at("text").get<std::string>()) << prompt;
+  }
 }
 
 TEST(KitVocabulary, TestModelsHaveNoVocabulary) {
