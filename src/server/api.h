@@ -1,0 +1,66 @@
+// What the HTTP API serves: the engine, the vocabulary, facts about the model, and the settings from the command line.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/request.h"
+#include "http/router.h"
+#include "http/server.h"
+#include "vocab/vocabulary.h"
+
+namespace caravan::server {
+
+// Facts about the loaded model, for /props and /v1/models.
+struct ModelFacts {
+  std::string path;
+  std::vector<std::string> aliases;  // --alias; the first in sorted order is the model's id
+  std::string architecture;
+  std::string file_type;  // "Q4_K - Medium"
+  uint64_t n_params = 0, size_bytes = 0;
+  uint32_t n_ctx_train = 0, n_embd = 0, n_vocab = 0;
+  bool causal = true;                               // false: an encoder, which embeds but does not generate
+  engine::Pooling pooling = engine::Pooling::mean;  // for embeddings
+  int64_t created = 0;                              // seconds since 1970, when the server started
+
+  // The name under which clients see the model: the alias, else the path.
+  const std::string& id() const { return aliases.empty() ? path : aliases.front(); }
+};
+
+// What the command line sets.
+struct ApiSettings {
+  std::vector<std::string> api_keys;  // empty: nothing is checked
+  engine::SamplingParams sampling;    // defaults of requests
+  int32_t n_predict = -1;             // default and upper limit of requests; negative: none
+  bool embeddings_only = false;       // --embeddings: generation answers 501
+};
+
+// References that the handlers use; all outlive the HTTP server.
+struct Api {
+  engine::Engine& engine;
+  const vocab::Vocabulary& vocabulary;
+  ModelFacts model;
+  ApiSettings settings;
+};
+
+// Adds every endpoint of docs/http-api.md under prefix ("" or "/something"). api must outlive router.
+void add_routes(http::Router& router, const Api& api, const std::string& prefix = "");
+
+// The check before every handler: 503 while the model loads, then 401 for a missing or wrong key. prefix as in
+// add_routes().
+std::function<std::optional<http::Response>(const http::Request&)> make_guard(const Api& api,
+                                                                              const std::string& prefix = "");
+
+// The JSON error body and status for what a handler threw.
+http::Response error_response(std::exception_ptr error);
+
+// The groups of endpoints, one file each.
+void add_completion_routes(http::Router& router, const Api& api, const std::string& prefix);
+void add_embedding_routes(http::Router& router, const Api& api, const std::string& prefix);
+void add_tokenizer_routes(http::Router& router, const Api& api, const std::string& prefix);
+void add_introspection_routes(http::Router& router, const Api& api, const std::string& prefix);
+
+}  // namespace caravan::server

@@ -1,0 +1,186 @@
+// What the server says about itself: /health, /livez, /v1/models, /props, /metrics, and the endpoints that it knows but
+// lacks.
+#include <fmt/format.h>
+
+#include "server/api.h"
+#include "server/json.h"
+#include "server/params.h"
+
+namespace caravan::server {
+namespace {
+
+using State = engine::EngineStatus::State;
+
+std::string build_info() { return "b" CARAVAN_VERSION "-caravan"; }
+
+http::Response health(const Api& api) {
+  const engine::EngineStatus status = api.engine.status();
+  if (status.state == State::ready) return json_response({{"status", "ok"}});
+  const std::string message = status.state == State::loading    ? "Loading model"
+                              : status.state == State::stopping ? "the server is stopping"
+                                                                : "no usable plan: " + status.reason;
+  http::Response response = json_response(error_body(503, "unavailable_error", message));
+  response.status = 503;
+  return response;
+}
+
+http::Response livez(const Api&) { return json_response({{"status", "alive"}}); }
+
+http::Response models(const Api& api) {
+  const engine::EngineStatus status = api.engine.status();
+  const ModelFacts& m = api.model;
+  const Json meta = {{"vocab_type", api.vocabulary.model_name()},
+                     {"n_vocab", m.n_vocab},
+                     {"n_ctx", status.plan ? Json(status.plan->n_ctx) : Json(nullptr)},
+                     {"n_ctx_train", m.n_ctx_train},
+                     {"n_embd", m.n_embd},
+                     {"n_params", m.n_params},
+                     {"size", m.size_bytes},
+                     {"ftype", m.file_type}};
+  const Json details = {{"parent_model", ""},           {"format", "gguf"},     {"family", m.architecture},
+                        {"families", {m.architecture}}, {"parameter_size", ""}, {"quantization_level", m.file_type}};
+  const Json capabilities = m.causal ? Json{"completion"} : Json{"embedding"};
+  return json_response({{"models",
+                         {{{"name", m.id()},
+                           {"model", m.id()},
+                           {"modified_at", ""},
+                           {"size", ""},
+                           {"digest", ""},
+                           {"type", "model"},
+                           {"description", ""},
+                           {"tags", Json::array()},
+                           {"capabilities", capabilities},
+                           {"parameters", ""},
+                           {"details", details}}}},
+                        {"object", "list"},
+                        {"data",
+                         {{{"id", m.id()},
+                           {"aliases", m.aliases},
+                           {"tags", Json::array()},
+                           {"object", "model"},
+                           {"created", m.created},
+                           {"owned_by", "caravan"},
+                           {"meta", meta}}}}});
+}
+
+std::string token_text(const vocab::Vocabulary& vocabulary, std::optional<vocab::TokenId> token) {
+  return token ? std::string(vocabulary.text(*token)) : std::string();
+}
+
+http::Response props(const Api& api) {
+  const engine::EngineStatus status = api.engine.status();
+  engine::GenerateParams defaults;
+  defaults.n_predict = api.settings.n_predict;
+  defaults.sampling = api.settings.sampling;
+  constexpr uint32_t kRandomSeed = 0xFFFFFFFF;
+  Json stages = Json::array();
+  if (status.plan)
+    for (const engine::StageSummary& stage : status.plan->stages)
+      stages.push_back({{"device", stage.device},
+                        {"layers", {stage.layer_begin, stage.layer_end}},
+                        {"weight_bytes", stage.weight_bytes},
+                        {"kv_bytes", stage.kv_bytes},
+                        {"scratch_bytes", stage.scratch_bytes}});
+  return json_response(
+      {{"default_generation_settings",
+        {{"params", generation_settings(defaults, false, defaults.sampling.seed.value_or(kRandomSeed))},
+         {"n_ctx", status.plan ? status.plan->n_ctx : 0}}},
+       {"total_slots", status.slots_total},
+       {"model_alias", api.model.id()},
+       {"model_path", api.model.path},
+       {"model_ftype", api.model.file_type},
+       {"modalities", {{"vision", false}, {"video", false}, {"audio", false}}},
+       {"endpoint_slots", false},
+       {"endpoint_props", false},
+       {"endpoint_metrics", true},
+       {"chat_template", api.vocabulary.chat_template().value_or("")},
+       {"bos_token", token_text(api.vocabulary, api.vocabulary.bos())},
+       {"eos_token", token_text(api.vocabulary, api.vocabulary.eos())},
+       {"build_info", build_info()},
+       {"is_sleeping", false},
+       {"plan", {{"epoch", status.plan ? Json(status.plan->epoch) : Json(nullptr)}, {"stages", stages}}}});
+}
+
+// One metric in Prometheus' text format.
+std::string metric(std::string_view type, std::string_view name, std::string_view help, double value) {
+  return fmt::format("# HELP llamacpp:{0} {2}\n# TYPE llamacpp:{0} {1}\nllamacpp:{0} {3}\n", name, type, help, value);
+}
+
+http::Response metrics(const Api& api) {
+  const engine::EngineStatus status = api.engine.status();
+  const engine::EngineCounters& c = status.counters;
+  const auto number = [](auto value) { return static_cast<double>(value); };
+  const auto rate = [](double n, double seconds) { return seconds > 0 ? n / seconds : 0.0; };
+  http::Response response;
+  response.content_type = "text/plain; version=0.0.4";
+  response.headers = {{"Process-Start-Time-Unix", std::to_string(api.model.created)}};
+  response.body =
+      metric("counter", "prompt_tokens_total", "Prompt tokens processed.", number(c.prompt_tokens)) +
+      metric("counter", "prompt_seconds_total", "Seconds spent on prompts.", c.prompt_seconds) +
+      metric("counter", "tokens_predicted_total", "Tokens generated.", number(c.predicted_tokens)) +
+      metric("counter", "tokens_predicted_seconds_total", "Seconds spent on generation.", c.predicted_seconds) +
+      metric("counter", "n_decode_total", "Batches computed.", number(c.batches)) +
+      metric("counter", "n_tokens_max", "Longest sequence seen.", number(c.max_tokens)) +
+      metric("counter", "requests_total", "Requests accepted.", number(c.requests)) +
+      metric("counter", "requests_failed_total", "Requests that ended with an error.", number(c.failed)) +
+      metric("counter", "requests_cancelled_total", "Requests whose client left.", number(c.cancelled)) +
+      metric("counter", "preemptions_total", "Sequences put back for lack of KV blocks.", number(c.preemptions)) +
+      metric("gauge", "prompt_tokens_seconds", "Prompt tokens per second.",
+             rate(number(c.prompt_tokens), c.prompt_seconds)) +
+      metric("gauge", "predicted_tokens_seconds", "Generated tokens per second.",
+             rate(number(c.predicted_tokens), c.predicted_seconds)) +
+      metric("gauge", "kv_cache_usage_ratio", "Used part of the fullest cache group, 0 to 1.", status.kv_usage_ratio) +
+      metric("gauge", "requests_processing", "Requests being computed.", status.slots_busy) +
+      metric("gauge", "requests_deferred", "Requests waiting.", status.queue_length) +
+      metric("gauge", "n_busy_slots_per_decode", "Sequences per batch, on average.",
+             rate(number(c.busy_slot_steps), number(c.batches)));
+  return response;
+}
+
+// Endpoints of llama-server that this version does not have: they answer 501, so that a client knows.
+constexpr std::pair<const char*, const char*> kUnsupported[] = {
+    {"POST", "/v1/chat/completions"},
+    {"POST", "/chat/completions"},
+    {"POST", "/v1/completions"},
+    {"POST", "/v1/embeddings"},
+    {"POST", "/v1/messages"},
+    {"POST", "/v1/messages/count_tokens"},
+    {"POST", "/v1/responses"},
+    {"POST", "/responses"},
+    {"POST", "/infill"},
+    {"POST", "/rerank"},
+    {"POST", "/reranking"},
+    {"POST", "/v1/rerank"},
+    {"POST", "/v1/reranking"},
+    {"POST", "/apply-template"},
+    {"GET", "/slots"},
+    {"POST", "/props"},
+    {"GET", "/lora-adapters"},
+    {"POST", "/lora-adapters"},
+};
+
+using Page = http::Response (*)(const Api&);
+
+net::awaitable<void> answer(http::Exchange& exchange, Page page, const Api& api) {
+  http::Response response = page(api);
+  co_await exchange.send(std::move(response));
+}
+
+net::awaitable<void> refuse(http::Exchange& exchange) {
+  throw RequestError(exchange.request().path + " is not supported by this version", RequestError::Kind::not_supported);
+  co_return;
+}
+
+}  // namespace
+
+void add_introspection_routes(http::Router& router, const Api& api, const std::string& prefix) {
+  const std::pair<const char*, Page> kPages[] = {{"/health", health},  {"/v1/health", health}, {"/livez", livez},
+                                                 {"/models", models},  {"/v1/models", models}, {"/props", props},
+                                                 {"/metrics", metrics}};
+  for (const auto& [path, page] : kPages)
+    router.add("GET", prefix + path,
+               [&api, page = page](http::Exchange& exchange) { return answer(exchange, page, api); });
+  for (const auto& [method, path] : kUnsupported) router.add(method, prefix + path, refuse);
+}
+
+}  // namespace caravan::server

@@ -1,0 +1,277 @@
+#include "server/params.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+namespace caravan::server {
+namespace {
+
+using Kind = RequestError::Kind;
+
+// A field that this version knows but does not act on; fine while it has the value that turns it off.
+struct UnsupportedField {
+  const char* name;
+  std::function<bool(const Json&)> is_off;
+};
+
+bool is_zero(const Json& v) { return v.is_number() && v.get<double>() == 0; }
+bool is_empty(const Json& v) { return v.empty() || (v.is_string() && v.get_ref<const std::string&>().empty()); }
+bool is_false(const Json& v) { return v.is_boolean() && !v.get<bool>(); }
+bool is_negative(const Json& v) { return v.is_number() && v.get<double>() < 0; }
+bool is_not_positive(const Json& v) { return v.is_number() && v.get<double>() <= 0; }
+bool is_one(const Json& v) { return v.is_number() && v.get<double>() == 1; }
+bool is_at_least_one(const Json& v) { return v.is_number() && v.get<double>() >= 1; }
+
+const std::vector<UnsupportedField>& unsupported_fields() {
+  static const std::vector<UnsupportedField> fields = {
+      {"grammar", is_empty},
+      {"json_schema", is_empty},
+      {"response_format", is_empty},
+      {"typical_p", is_at_least_one},
+      {"mirostat", is_zero},
+      {"dynatemp_range", is_zero},
+      {"dry_multiplier", is_zero},
+      {"xtc_probability", is_zero},
+      {"top_n_sigma", is_not_positive},
+      {"adaptive_target", is_negative},
+      {"lora", is_empty},
+      {"id_slot", is_negative},
+      {"n_cmpl", is_one},
+      {"n", is_one},
+      {"n_indent", is_zero},
+      {"n_cache_reuse", is_zero},
+      {"t_max_predict_ms", is_not_positive},
+      {"post_sampling_probs", is_false},
+      {"return_progress", is_false},
+      {"timings_per_token", is_false},
+      {"backend_sampling", is_false},
+      {"grammar_lazy", is_false},
+      {"grammar_triggers", is_empty},
+      {"echo", is_false},
+  };
+  return fields;
+}
+
+void refuse_unsupported(const Json& body) {
+  for (const UnsupportedField& field : unsupported_fields())
+    if (const Json* value = find_field(body, field.name); value != nullptr && !field.is_off(*value))
+      throw RequestError(fmt::format("Field '{}': not supported by this version", field.name), Kind::not_supported);
+}
+
+float number_within(const Json& body, const char* field, float current, double least, double most, const char* range) {
+  const auto value = find_number(body, field);
+  if (!value) return current;
+  if (!(*value >= least && *value <= most))
+    throw RequestError(fmt::format("Field '{}': Value must be {}", field, range));
+  return static_cast<float>(*value);
+}
+
+int32_t integer_within(const Json& body, const char* field, int32_t current, int64_t least, const char* range) {
+  const auto value = find_integer(body, field);
+  if (!value) return current;
+  if (*value < least || *value > std::numeric_limits<int32_t>::max())
+    throw RequestError(fmt::format("Field '{}': Value must be {}", field, range));
+  return static_cast<int32_t>(*value);
+}
+
+int32_t checked_token(int64_t id, const char* field, const vocab::Vocabulary& vocabulary) {
+  if (id < 0 || static_cast<uint64_t>(id) >= vocabulary.size())
+    throw RequestError(fmt::format("Field '{}': token id {} is not in [0, {})", field, id, vocabulary.size()));
+  return static_cast<int32_t>(id);
+}
+
+// The tokens that a key of logit_bias means: an id, or the tokens of a text.
+std::vector<int32_t> biased_tokens(const Json& key, const vocab::Vocabulary& vocabulary) {
+  if (key.is_number_integer()) return {checked_token(key.get<int64_t>(), "logit_bias", vocabulary)};
+  if (!key.is_string()) throw RequestError("Field 'logit_bias': each entry starts with a token id or a string");
+  const auto& text = key.get_ref<const std::string&>();
+  return vocabulary.tokenize(text, vocab::AddSpecial::no, vocab::ParseSpecial::no);
+}
+
+float bias_value(const Json& value) {
+  if (value.is_boolean() && !value.get<bool>()) return -std::numeric_limits<float>::infinity();
+  if (!value.is_number()) throw RequestError("Field 'logit_bias': a bias is a number or false");
+  return value.get<float>();
+}
+
+std::vector<engine::LogitBias> parse_logit_bias(const Json& value, const vocab::Vocabulary& vocabulary) {
+  std::vector<engine::LogitBias> biases;
+  const auto add = [&](const Json& key, const Json& bias) {
+    for (const int32_t token : biased_tokens(key, vocabulary)) biases.push_back({token, bias_value(bias)});
+  };
+  if (value.is_array()) {
+    for (const Json& entry : value) {
+      if (!entry.is_array() || entry.size() != 2) throw RequestError("Field 'logit_bias': each entry is [token, bias]");
+      add(entry[0], entry[1]);
+    }
+  } else if (value.is_object()) {
+    for (const auto& [key, bias] : value.items()) {
+      int64_t id = 0;
+      const auto parsed = std::from_chars(key.data(), key.data() + key.size(), id);
+      const bool is_number = parsed.ec == std::errc() && parsed.ptr == key.data() + key.size();
+      add(is_number ? Json(id) : Json(key), bias);
+    }
+  } else {
+    throw RequestError("Field 'logit_bias': expected an array of [token, bias] or an object");
+  }
+  return biases;
+}
+
+std::vector<std::string> text_list(const Json& value, const char* field) {
+  if (value.is_string()) return {value.get<std::string>()};
+  std::vector<std::string> list;
+  if (!value.is_array()) throw RequestError(fmt::format("Field '{}': expected an array of strings", field));
+  for (const Json& entry : value) {
+    if (!entry.is_string()) throw RequestError(fmt::format("Field '{}': expected an array of strings", field));
+    list.push_back(entry.get<std::string>());
+  }
+  return list;
+}
+
+// Sampler names, or one character for each.
+std::vector<std::string> parse_samplers(const Json& value) {
+  if (value.is_array()) return text_list(value, "samplers");
+  if (!value.is_string()) throw RequestError("Field 'samplers': expected an array of names or a string of characters");
+  constexpr std::pair<char, const char*> kNames[] = {{'e', "penalties"}, {'d', "dry"},   {'s', "top_n_sigma"},
+                                                     {'k', "top_k"},     {'y', "typ_p"}, {'p', "top_p"},
+                                                     {'m', "min_p"},     {'x', "xtc"},   {'t', "temperature"}};
+  std::vector<std::string> names;
+  for (const char c : value.get_ref<const std::string&>()) {
+    const auto found =
+        std::find_if(std::begin(kNames), std::end(kNames), [c](const auto& entry) { return entry.first == c; });
+    if (found == std::end(kNames))
+      throw RequestError(fmt::format("Field 'samplers': '{}' is not one of the characters edskypmxt", c));
+    names.emplace_back(found->second);
+  }
+  return names;
+}
+
+engine::SamplingParams parse_sampling(const Json& body, const Api& api) {
+  constexpr double kAny = std::numeric_limits<float>::max();
+  engine::SamplingParams p = api.settings.sampling;
+  p.temperature = std::max(0.0f, number_within(body, "temperature", p.temperature, -kAny, kAny, "a number"));
+  p.top_k = integer_within(body, "top_k", p.top_k, std::numeric_limits<int32_t>::min(), "an integer");
+  p.top_p = number_within(body, "top_p", p.top_p, -kAny, kAny, "a number");
+  p.min_p = number_within(body, "min_p", p.min_p, -kAny, kAny, "a number");
+  p.min_keep = integer_within(body, "min_keep", p.min_keep, 0, ">= 0");
+  p.repeat_penalty = number_within(body, "repeat_penalty", p.repeat_penalty, 1e-6, kAny, "> 0");
+  p.repeat_last_n = integer_within(body, "repeat_last_n", p.repeat_last_n, -1, ">= -1");
+  p.frequency_penalty = number_within(body, "frequency_penalty", p.frequency_penalty, -kAny, kAny, "a number");
+  p.presence_penalty = number_within(body, "presence_penalty", p.presence_penalty, -kAny, kAny, "a number");
+  p.n_probs = integer_within(body, find_field(body, "n_probs") ? "n_probs" : "logprobs", p.n_probs, 0, ">= 0");
+  p.ignore_eos = find_bool(body, "ignore_eos").value_or(p.ignore_eos);
+  if (const auto seed = find_integer(body, "seed")) {
+    p.seed.reset();  // -1, or the same as 32 bits, means a random one
+    if (*seed != -1 && *seed != std::numeric_limits<uint32_t>::max()) p.seed = static_cast<uint32_t>(*seed);
+  }
+  if (const Json* value = find_field(body, "logit_bias")) p.logit_bias = parse_logit_bias(*value, api.vocabulary);
+  if (const Json* value = find_field(body, "samplers")) p.samplers = parse_samplers(*value);
+  engine::validate(p, static_cast<uint32_t>(api.vocabulary.size()));
+  return p;
+}
+
+Prompt parse_one_prompt(const Json& value, const char* field, const vocab::Vocabulary& vocabulary) {
+  using vocab::AddSpecial, vocab::ParseSpecial;
+  if (value.is_string())
+    return vocabulary.tokenize(value.get_ref<const std::string&>(), AddSpecial::yes, ParseSpecial::yes);
+  if (value.is_object()) {
+    if (const Json* media = find_field(value, "multimodal_data"); media != nullptr && !media->empty())
+      throw RequestError(
+          fmt::format("Field '{}': multimodal_data needs a model with a projector; not supported", field),
+          Kind::not_supported);
+    const auto text = find_text(value, "prompt_string");
+    if (!text) throw RequestError(fmt::format("Field '{}': a prompt object needs prompt_string", field));
+    return vocabulary.tokenize(*text, AddSpecial::yes, ParseSpecial::yes);
+  }
+  if (!value.is_array())
+    throw RequestError(fmt::format("Field '{}': expected a string or an array, found {}", field, value.type_name()));
+  Prompt tokens;
+  bool first = true;
+  for (const Json& part : value) {
+    if (part.is_number_integer()) {
+      tokens.push_back(checked_token(part.get<int64_t>(), field, vocabulary));
+    } else if (part.is_string()) {
+      const auto more = vocabulary.tokenize(part.get_ref<const std::string&>(),
+                                            first ? AddSpecial::yes : AddSpecial::no, ParseSpecial::yes);
+      tokens.insert(tokens.end(), more.begin(), more.end());
+    } else {
+      throw RequestError(
+          fmt::format("Field '{}': an array prompt holds token ids and strings, found {}", field, part.type_name()));
+    }
+    first = false;
+  }
+  return tokens;
+}
+
+}  // namespace
+
+std::vector<Prompt> parse_prompts(const Json& value, const char* field, const vocab::Vocabulary& vocabulary) {
+  bool several = false;
+  if (value.is_array()) {
+    const bool has_number = std::any_of(value.begin(), value.end(), [](const Json& v) { return v.is_number(); });
+    const bool has_nested =
+        std::any_of(value.begin(), value.end(), [](const Json& v) { return v.is_array() || v.is_object(); });
+    several = has_nested || !has_number;
+  }
+  std::vector<Prompt> prompts;
+  if (several) {
+    for (const Json& entry : value) prompts.push_back(parse_one_prompt(entry, field, vocabulary));
+  } else {
+    prompts.push_back(parse_one_prompt(value, field, vocabulary));
+  }
+  if (prompts.empty()) throw RequestError(fmt::format("Field '{}': the array is empty", field));
+  return prompts;
+}
+
+CompletionParams parse_completion(const Json& body, const Api& api) {
+  refuse_unsupported(body);
+  CompletionParams params;
+  params.stream = find_bool(body, "stream").value_or(false);
+  params.return_tokens = find_bool(body, "return_tokens").value_or(false);
+  if (const Json* value = find_field(body, "response_fields"))
+    params.response_fields = text_list(*value, "response_fields");
+
+  int32_t n_predict = -1;
+  for (const char* name : {"max_completion_tokens", "max_tokens", "n_predict"})
+    n_predict = integer_within(body, name, n_predict, -1, ">= -1");
+  if (api.settings.n_predict >= 0)
+    n_predict = n_predict < 0 ? api.settings.n_predict : std::min(n_predict, api.settings.n_predict);
+  params.generate.n_predict = n_predict;
+
+  if (const Json* value = find_field(body, "stop")) params.generate.stop = text_list(*value, "stop");
+  std::erase_if(params.generate.stop, [](const std::string& word) { return word.empty(); });
+  params.generate.sampling = parse_sampling(body, api);
+  return params;
+}
+
+Json generation_settings(const engine::GenerateParams& params, bool stream, uint32_t seed) {
+  const engine::SamplingParams& p = params.sampling;
+  Json biases = Json::array();
+  for (const engine::LogitBias& b : p.logit_bias)
+    biases.push_back({{"bias", std::isfinite(b.bias) ? Json(b.bias) : Json(nullptr)}, {"token", b.token}});
+  return {{"seed", seed},
+          {"temperature", p.temperature},
+          {"top_k", p.top_k},
+          {"top_p", p.top_p},
+          {"min_p", p.min_p},
+          {"min_keep", p.min_keep},
+          {"repeat_last_n", p.repeat_last_n},
+          {"repeat_penalty", p.repeat_penalty},
+          {"presence_penalty", p.presence_penalty},
+          {"frequency_penalty", p.frequency_penalty},
+          {"stop", params.stop},
+          {"max_tokens", params.n_predict},
+          {"n_predict", params.n_predict},
+          {"ignore_eos", p.ignore_eos},
+          {"stream", stream},
+          {"logit_bias", biases},
+          {"n_probs", p.n_probs},
+          {"samplers", p.samplers}};
+}
+
+}  // namespace caravan::server
