@@ -79,7 +79,8 @@ class Pipeline {
   // The next event, waiting at most timeout; nullopt when there is none, or when wake() was called.
   virtual std::optional<PipelineEvent> poll(std::chrono::milliseconds timeout) = 0;
 
-  // Ends a poll() early, from any thread: something else is to be done.
+  // Ends a poll() early, from any thread: something else is to be done. Without a poll() at the moment, the next one
+  // returns at once.
   virtual void wake() = 0;
 };
 

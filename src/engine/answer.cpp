@@ -1,0 +1,75 @@
+#include "engine/answer.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace caravan::engine {
+
+StopMatcher::StopMatcher(std::vector<std::string> stop) : stop_(std::move(stop)) {
+  std::erase_if(stop_, [](const std::string& word) { return word.empty(); });
+  std::stable_sort(stop_.begin(), stop_.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
+}
+
+size_t StopMatcher::length_of_possible_start() const {
+  size_t longest = 0;
+  const std::string_view held = held_;
+  for (const std::string& word : stop_) {
+    size_t length = std::min(held.size(), word.size() - 1);
+    while (length > longest && !held.ends_with(std::string_view(word).substr(0, length))) --length;
+    longest = std::max(longest, length);
+  }
+  return longest;
+}
+
+StopMatcher::Result StopMatcher::push(std::string_view text) {
+  for (const char byte : text) {
+    held_ += byte;
+    for (const std::string& word : stop_) {
+      if (!held_.ends_with(word)) continue;
+      held_.resize(held_.size() - word.size());
+      return {std::exchange(held_, {}), word};
+    }
+  }
+  std::string released = held_.substr(0, held_.size() - length_of_possible_start());
+  held_.erase(0, released.size());
+  return {std::move(released), std::nullopt};
+}
+
+std::string StopMatcher::finish() { return std::exchange(held_, {}); }
+
+AnswerText::AnswerText(const vocab::Vocabulary& vocabulary, std::vector<std::string> stop)
+    : detokenizer_(vocabulary, vocab::RenderSpecial::no), matcher_(std::move(stop)) {}
+
+std::optional<TokenEvent> AnswerText::release(std::string text, uint64_t tokens_before) {
+  TokenEvent event;
+  event.text = std::move(text);
+  while (!pending_.empty() && pending_.front().text_begin < tokens_before) {
+    event.tokens.push_back(pending_.front().token);
+    if (pending_.front().probabilities) event.probabilities.push_back(std::move(*pending_.front().probabilities));
+    pending_.pop_front();
+  }
+  if (event.text.empty() && event.tokens.empty()) return std::nullopt;
+  return event;
+}
+
+AnswerText::Result AnswerText::push(int32_t token, std::optional<StepProbabilities> probabilities) {
+  const std::string text = detokenizer_.push(token);
+  pending_.push_back({token, std::move(probabilities), pushed_});
+  pushed_ += text.size();
+  StopMatcher::Result result = matcher_.push(text);
+  released_ += result.text.size();
+  if (result.text.empty() && !result.stopping_word) return {};
+  return {release(std::move(result.text), released_), std::move(result.stopping_word)};
+}
+
+AnswerText::Result AnswerText::finish() {
+  StopMatcher::Result result = matcher_.push(detokenizer_.finish());
+  if (result.stopping_word) {
+    released_ += result.text.size();
+    return {release(std::move(result.text), released_), std::move(result.stopping_word)};
+  }
+  result.text += matcher_.finish();
+  return {release(std::move(result.text), std::numeric_limits<uint64_t>::max()), std::nullopt};
+}
+
+}  // namespace caravan::engine

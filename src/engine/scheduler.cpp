@@ -1,0 +1,318 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/error.h"
+
+namespace caravan::engine {
+namespace {
+
+uint32_t blocks_for(uint64_t n_tokens, uint32_t block_tokens) {
+  return static_cast<uint32_t>((n_tokens + block_tokens - 1) / block_tokens);
+}
+
+// The first position that the row at `position` sees in a group.
+uint32_t first_visible(const GroupLimits& group, uint32_t position) {
+  if (group.kind != GroupLimits::Kind::window || position + 1 < group.window) return 0;
+  return position + 1 - group.window;
+}
+
+// Blocks that one sequence of n_tokens needs at a time; a window slides through at most one more than it spans.
+uint32_t blocks_needed(const GroupLimits& group, uint32_t n_tokens, uint32_t block_tokens) {
+  if (group.kind == GroupLimits::Kind::none) return 0;
+  const uint32_t all = blocks_for(n_tokens, block_tokens);
+  if (group.kind == GroupLimits::Kind::full) return all;
+  return std::min(all, blocks_for(group.window, block_tokens) + 1);
+}
+
+}  // namespace
+
+bool is_encoder(const PlanSummary& plan) {
+  return std::any_of(plan.groups.begin(), plan.groups.end(),
+                     [](const GroupLimits& group) { return group.kind == GroupLimits::Kind::none; });
+}
+
+uint32_t effective_context(const PlanSummary& plan) {
+  uint64_t n_ctx = plan.n_ctx;
+  for (const GroupLimits& group : plan.groups) {
+    if (group.kind == GroupLimits::Kind::none) continue;
+    const bool slides =
+        group.kind == GroupLimits::Kind::window && group.n_blocks >= blocks_for(group.window, plan.block_tokens) + 1;
+    if (!slides) n_ctx = std::min(n_ctx, uint64_t{group.n_blocks} * plan.block_tokens);
+  }
+  return static_cast<uint32_t>(n_ctx);
+}
+
+void Scheduler::set_plan(const PlanSummary& plan) {
+  plan_ = plan;
+  encoder_ = is_encoder(plan);
+  allocators_.clear();
+  for (const GroupLimits& group : plan.groups) allocators_.emplace_back(group.n_blocks);
+  slots_.assign(n_parallel_ == 0 ? plan.max_slots : std::min(n_parallel_, plan.max_slots), false);
+  ops_.clear();
+  n_running_ = 0;
+  for (auto& [id, sequence] : sequences_) {
+    sequence->slot.reset();
+    sequence->tables.clear();
+    sequence->n_scheduled = 0;
+    sequence->awaits_output = false;
+    ++sequence->incarnation;
+    if (sequence->embedding) sequence->embedding->n_received = 0;
+  }
+}
+
+void Scheduler::add(std::unique_ptr<Sequence> sequence) {
+  const uint64_t id = sequence->id;
+  sequences_.emplace(id, std::move(sequence));
+}
+
+std::unique_ptr<Sequence> Scheduler::remove(uint64_t id) {
+  auto node = sequences_.extract(id);
+  CARAVAN_ASSERT(!node.empty(), "only a sequence that was added is removed");
+  if (node.mapped()->slot) release(*node.mapped());
+  return std::move(node.mapped());
+}
+
+Sequence* Scheduler::find(const BatchPart& part) {
+  const auto at = sequences_.find(part.sequence);
+  if (at == sequences_.end() || at->second->incarnation != part.incarnation) return nullptr;
+  return at->second.get();
+}
+
+uint32_t Scheduler::max_in_flight() const {
+  return std::max<uint32_t>(1, max_in_flight_ > 0 ? max_in_flight_ : static_cast<uint32_t>(plan_.stages.size()));
+}
+
+double Scheduler::kv_usage() const {
+  double usage = 0;
+  for (const BlockAllocator& allocator : allocators_) {
+    if (allocator.n_blocks() == 0) continue;
+    usage = std::max(usage, 1.0 - static_cast<double>(allocator.n_free()) / allocator.n_blocks());
+  }
+  return usage;
+}
+
+// Frees blocks and slot. The stages learn of it with the next batch; since they apply operations in order, the blocks
+// may be given to others in that same batch.
+void Scheduler::release(Sequence& sequence) {
+  bool held = false;
+  for (size_t group = 0; group < sequence.tables.size(); ++group) {
+    held = held || sequence.tables[group].end() > 0;
+    for (const uint32_t block : sequence.tables[group].blocks) allocators_[group].release(block);
+  }
+  if (held) ops_.push_back({.kind = stage::KvOp::Kind::free, .slot = *sequence.slot});
+  slots_[*sequence.slot] = false;
+  sequence.slot.reset();
+  sequence.tables.clear();
+  sequence.n_scheduled = 0;
+  sequence.awaits_output = false;
+  ++sequence.incarnation;
+  if (sequence.embedding) sequence.embedding->n_received = 0;
+  --n_running_;
+}
+
+void Scheduler::preempt(Sequence& sequence) {
+  ++n_preemptions_;
+  release(sequence);
+}
+
+// Whether a waiting sequence can be computed up to its next token without taking blocks from others. Room for less
+// would make it compute for nothing and be preempted again.
+bool Scheduler::fits_now(const Sequence& sequence) const {
+  for (size_t group = 0; group < allocators_.size(); ++group) {
+    const uint32_t needed = blocks_needed(plan_.groups[group], sequence.n_tokens(), plan_.block_tokens);
+    if (allocators_[group].n_free() < needed) return false;
+  }
+  return true;
+}
+
+// Gives slots to waiting sequences, oldest first; none overtakes.
+void Scheduler::admit() {
+  if (n_waiting() == 0) return;
+  for (auto& [id, sequence] : sequences_) {
+    if (sequence->slot) continue;
+    const auto slot = std::find(slots_.begin(), slots_.end(), false);
+    if (slot == slots_.end() || (n_running_ > 0 && !fits_now(*sequence))) return;
+    *slot = true;
+    sequence->slot = static_cast<stage::Slot>(slot - slots_.begin());
+    sequence->tables.assign(plan_.groups.size(), {});
+    ++n_running_;
+  }
+}
+
+// Decode rows first, then prefill chunks. With several batches in flight each takes its share of the decoding
+// sequences, so that all stages have work.
+std::vector<Scheduler::Chunk> Scheduler::choose() const {
+  std::vector<Chunk> chunks;
+  uint32_t n_decoding = 0;
+  for (const auto& [id, sequence] : sequences_) n_decoding += sequence->slot && sequence->decodes();
+  uint32_t rows_left = plan_.max_rows;
+  uint32_t decodes_left = (n_decoding + max_in_flight() - 1) / max_in_flight();
+  for (const auto& [id, sequence] : sequences_) {
+    if (!sequence->slot || sequence->awaits_output || !sequence->decodes()) continue;
+    if (rows_left == 0 || decodes_left == 0) break;
+    chunks.push_back({sequence.get(), 1});
+    --rows_left;
+    --decodes_left;
+  }
+  for (const auto& [id, sequence] : sequences_) {
+    if (!sequence->slot || sequence->awaits_output || sequence->decodes() || sequence->n_remaining() == 0) continue;
+    if (rows_left == 0 || (encoder_ && sequence->n_remaining() > rows_left)) break;
+    chunks.push_back({sequence.get(), std::min(rows_left, sequence->n_remaining())});
+    rows_left -= chunks.back().n_rows;
+  }
+  return chunks;
+}
+
+uint32_t Scheduler::rows_that_fit(const Sequence& sequence) const {
+  uint64_t n_tokens = std::numeric_limits<uint32_t>::max();
+  for (size_t group = 0; group < allocators_.size(); ++group) {
+    if (plan_.groups[group].kind == GroupLimits::Kind::none) continue;
+    const uint64_t n_blocks = uint64_t{sequence.tables[group].end()} + allocators_[group].n_free();
+    n_tokens = std::min(n_tokens, n_blocks * plan_.block_tokens);
+  }
+  return static_cast<uint32_t>(n_tokens - std::min<uint64_t>(n_tokens, sequence.n_scheduled));
+}
+
+// Frees the blocks that no row from n_scheduled on sees.
+void Scheduler::drop_left_windows(Sequence& sequence) {
+  for (uint32_t group = 0; group < allocators_.size(); ++group) {
+    BlockTable& table = sequence.tables[group];
+    const uint32_t n_left = first_visible(plan_.groups[group], sequence.n_scheduled) / plan_.block_tokens;
+    if (n_left <= table.n_dropped) continue;
+    while (table.n_dropped < n_left) {
+      allocators_[group].release(table.blocks.front());
+      table.blocks.pop_front();
+      ++table.n_dropped;
+    }
+    ops_.push_back({.kind = stage::KvOp::Kind::drop_front,
+                    .group = group,
+                    .slot = *sequence.slot,
+                    .n_tokens = n_left * plan_.block_tokens});
+  }
+}
+
+void Scheduler::append_blocks(Sequence& sequence, uint32_t n_rows) {
+  const uint32_t n_blocks = blocks_for(uint64_t{sequence.n_scheduled} + n_rows, plan_.block_tokens);
+  for (uint32_t group = 0; group < allocators_.size(); ++group) {
+    if (plan_.groups[group].kind == GroupLimits::Kind::none) continue;
+    BlockTable& table = sequence.tables[group];
+    while (table.end() < n_blocks) {
+      const std::optional<uint32_t> block = allocators_[group].allocate();
+      CARAVAN_ASSERT(block.has_value(), "rows_that_fit counted the free blocks");
+      table.blocks.push_back(*block);
+      ops_.push_back({.kind = stage::KvOp::Kind::append, .group = group, .slot = *sequence.slot, .block = *block});
+    }
+  }
+}
+
+Sequence* Scheduler::newest_after(uint64_t id) const {
+  for (auto at = sequences_.rbegin(); at != sequences_.rend() && at->first > id; ++at) {
+    if (at->second->slot) return at->second.get();
+  }
+  return nullptr;
+}
+
+// Gets the blocks for the chosen chunks, oldest sequence first whatever its kind, so that only sequences without a
+// place in this batch yet are preempted. Chunks shrink to what fits; those of preempted sequences vanish.
+void Scheduler::reserve(std::vector<Chunk>& chunks) {
+  std::vector<Chunk*> by_age;
+  for (Chunk& chunk : chunks) by_age.push_back(&chunk);
+  std::sort(by_age.begin(), by_age.end(),
+            [](const Chunk* a, const Chunk* b) { return a->sequence->id < b->sequence->id; });
+  for (Chunk* chunk : by_age) {
+    Sequence& sequence = *chunk->sequence;
+    if (!sequence.slot) {  // preempted for an older one
+      chunk->n_rows = 0;
+      continue;
+    }
+    drop_left_windows(sequence);
+    while (rows_that_fit(sequence) == 0) {
+      Sequence* victim = newest_after(sequence.id);
+      if (!victim) break;
+      preempt(*victim);
+    }
+    chunk->n_rows = std::min(chunk->n_rows, rows_that_fit(sequence));
+    if (chunk->n_rows > 0) append_blocks(sequence, chunk->n_rows);
+  }
+  std::erase_if(chunks, [](const Chunk& chunk) { return chunk.n_rows == 0; });
+}
+
+void Scheduler::add_outputs(ScheduledBatch& scheduled, BatchPart& part, const Sequence& sequence, uint32_t first_row) {
+  std::vector<stage::OutputRequest>& outputs = scheduled.batch.outputs;
+  part.first_output = static_cast<uint32_t>(outputs.size());
+  if (sequence.embedding) {
+    for (uint32_t i = 0; i < part.n_rows; ++i) {
+      if (!sequence.embedding->index_of(part.first_position + i, sequence.n_tokens())) continue;
+      outputs.push_back({first_row + i, stage::OutputKind::hidden, 0, {}});
+    }
+  } else if (part.reaches_end && sequence.generation->n_predict != 0) {
+    outputs.push_back(sequence.generation->sampler.need(sequence.tokens));
+    outputs.back().row = first_row + part.n_rows - 1;
+  }
+  part.n_outputs = static_cast<uint32_t>(outputs.size()) - part.first_output;
+}
+
+void Scheduler::add_rows(ScheduledBatch& scheduled, const Chunk& chunk) {
+  Sequence& sequence = *chunk.sequence;
+  stage::Batch& batch = scheduled.batch;
+  const uint32_t first_row = batch.n_rows();
+  for (uint32_t i = 0; i < chunk.n_rows; ++i) {
+    const uint32_t position = sequence.n_scheduled + i;
+    const auto p = static_cast<int32_t>(position);
+    batch.tokens.push_back(sequence.tokens[position]);
+    batch.positions.push_back({p, p, p, p});
+    batch.slots.push_back(*sequence.slot);
+    for (const GroupLimits& group : plan_.groups) {
+      if (group.kind == GroupLimits::Kind::none) {
+        batch.visible.push_back({static_cast<int32_t>(first_row), static_cast<int32_t>(first_row + chunk.n_rows)});
+      } else {
+        batch.visible.push_back({static_cast<int32_t>(first_visible(group, position)), p + 1});
+      }
+    }
+  }
+  BatchPart part{.sequence = sequence.id,
+                 .incarnation = sequence.incarnation,
+                 .first_position = sequence.n_scheduled,
+                 .n_rows = chunk.n_rows};
+  part.reaches_end = chunk.n_rows == sequence.n_remaining();
+  add_outputs(scheduled, part, sequence, first_row);
+  scheduled.n_recomputed +=
+      std::min(chunk.n_rows, sequence.n_evaluated - std::min(sequence.n_evaluated, sequence.n_scheduled));
+  sequence.n_scheduled += chunk.n_rows;
+  sequence.n_evaluated = std::max(sequence.n_evaluated, sequence.n_scheduled);
+  sequence.awaits_output = part.reaches_end;
+  scheduled.parts.push_back(part);
+}
+
+std::optional<ScheduledBatch> Scheduler::next_batch(bool nothing_in_flight) {
+  admit();
+  std::vector<Chunk> chunks = choose();
+  const bool wanted = !chunks.empty();
+  reserve(chunks);
+  if (chunks.empty() && wanted && nothing_in_flight && n_running_ > 1) {
+    // The rows went to the newest sequence, which finds no block and nobody newer to take one from: it gives way.
+    preempt(*newest_after(0));
+    chunks = choose();
+    reserve(chunks);
+    CARAVAN_ASSERT(!chunks.empty(), "the remaining sequences hold every block among them, so one can go on");
+  }
+  if (chunks.empty() && (ops_.empty() || !nothing_in_flight)) return std::nullopt;
+  ScheduledBatch scheduled;
+  for (const Chunk& chunk : chunks) add_rows(scheduled, chunk);
+  scheduled.batch.kv_ops = std::exchange(ops_, {});
+  return scheduled;
+}
+
+void Scheduler::recompute_all() {
+  for (auto& [id, sequence] : sequences_) {
+    if (sequence->slot) release(*sequence);
+  }
+  ops_.clear();
+  for (stage::Slot slot = 0; slot < n_slots(); ++slot) {
+    ops_.push_back({.kind = stage::KvOp::Kind::free, .slot = slot});
+  }
+}
+
+}  // namespace caravan::engine

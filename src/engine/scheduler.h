@@ -1,0 +1,108 @@
+// Which rows go into the next batch: continuous batching over paged KV. Holds all accepted sequences, the block
+// allocators and the block tables; knows neither threads nor streams nor text.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/block_allocator.h"
+#include "engine/pipeline.h"
+#include "engine/sequence.h"
+
+namespace caravan::engine {
+
+// True when rows attend within the batch and nothing is cached (BERT): a sequence must be one chunk.
+bool is_encoder(const PlanSummary& plan);
+
+// The longest sequence that a plan can hold: n_ctx, or less where the blocks of a group do not suffice.
+uint32_t effective_context(const PlanSummary& plan);
+
+// The rows of one sequence in a batch.
+struct BatchPart {
+  uint64_t sequence = 0;
+  uint32_t incarnation = 0;
+  uint32_t first_position = 0, n_rows = 0;
+  uint32_t first_output = 0, n_outputs = 0;  // into Batch::outputs
+  bool reaches_end = false;                  // holds the sequence's last token
+};
+
+struct ScheduledBatch {
+  stage::Batch batch;
+  std::vector<BatchPart> parts;
+  uint32_t n_recomputed = 0;  // rows that were computed before, for sequences that lost their KV
+};
+
+class Scheduler {
+ public:
+  // n_parallel 0: the plan's max_slots. max_in_flight 0: one per stage.
+  Scheduler(uint32_t n_parallel, uint32_t max_in_flight) : n_parallel_(n_parallel), max_in_flight_(max_in_flight) {}
+
+  // Takes the limits of a new plan with an empty KV cache: every sequence waits, to be computed again from its first
+  // token.
+  void set_plan(const PlanSummary& plan);
+
+  // Adds a sequence that waits for a place. Its tokens are fewer than effective_context(plan).
+  void add(std::unique_ptr<Sequence> sequence);
+
+  // Removes a sequence; its blocks and slot are free from the next batch on. Results still in flight are void.
+  std::unique_ptr<Sequence> remove(uint64_t id);
+
+  // The sequence that a part of a completed batch belongs to, or nullptr when it is gone or was preempted since.
+  Sequence* find(const BatchPart& part);
+
+  // All sequences, oldest first. A function given the sequences must not add or remove.
+  const std::map<uint64_t, std::unique_ptr<Sequence>>& sequences() const { return sequences_; }
+
+  // The next batch: decode rows first, then prefill chunks, oldest first within each. The tokens it holds count as
+  // scheduled. A batch without rows only frees blocks at the stages. nullopt: nothing to do before a result comes.
+  // While something is in flight, freeing waits for the next rows, and a sequence that finds no block waits for a
+  // result.
+  std::optional<ScheduledBatch> next_batch(bool nothing_in_flight);
+
+  // A batch failed, so it is unknown which of its block operations were applied: empties all block tables, here and,
+  // with the next batch, at the stages. Running sequences wait, to be computed again; results in flight are void.
+  void recompute_all();
+
+  uint32_t n_slots() const { return static_cast<uint32_t>(slots_.size()); }
+  uint32_t n_running() const { return n_running_; }
+  uint32_t n_waiting() const { return static_cast<uint32_t>(sequences_.size()) - n_running_; }
+  uint32_t max_in_flight() const;
+  uint64_t n_preemptions() const { return n_preemptions_; }
+  // Used / all blocks of the fullest group.
+  double kv_usage() const;
+
+ private:
+  struct Chunk {
+    Sequence* sequence;
+    uint32_t n_rows;
+  };
+
+  void admit();
+  bool fits_now(const Sequence& sequence) const;
+  std::vector<Chunk> choose() const;
+  void reserve(std::vector<Chunk>& chunks);
+  uint32_t rows_that_fit(const Sequence& sequence) const;
+  void drop_left_windows(Sequence& sequence);
+  void append_blocks(Sequence& sequence, uint32_t n_rows);
+  Sequence* newest_after(uint64_t id) const;
+  void preempt(Sequence& sequence);
+  void release(Sequence& sequence);
+  void add_rows(ScheduledBatch& scheduled, const Chunk& chunk);
+  void add_outputs(ScheduledBatch& scheduled, BatchPart& part, const Sequence& sequence, uint32_t first_row);
+
+  const uint32_t n_parallel_;
+  const uint32_t max_in_flight_;
+  PlanSummary plan_;
+  bool encoder_ = false;
+  std::vector<BlockAllocator> allocators_;                   // per cache group
+  std::vector<bool> slots_;                                  // in use
+  std::map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by age
+  uint32_t n_running_ = 0;
+  std::vector<stage::KvOp> ops_;  // changes since the last batch, in the order they happened
+  uint64_t n_preemptions_ = 0;
+};
+
+}  // namespace caravan::engine

@@ -1,0 +1,74 @@
+// One accepted request while the engine works on it: its tokens, its block tables, its sampler and its answer.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/answer.h"
+#include "engine/request.h"
+#include "engine/sampler.h"
+#include "engine/stream_state.h"
+#include "stage/batch.h"
+
+namespace caravan::engine {
+
+// The blocks of one sequence in one cache group, by logical index (position / block_tokens).
+struct BlockTable {
+  uint32_t n_dropped = 0;       // logical blocks at the front that left the window
+  std::deque<uint32_t> blocks;  // the ones after them
+  uint32_t end() const { return n_dropped + static_cast<uint32_t>(blocks.size()); }
+};
+
+// What only a generating sequence has.
+struct Generation {
+  int32_t n_predict = -1;
+  Sampler sampler;
+  AnswerText answer;
+};
+
+// What only an embedding sequence has. Rows come in any order of batches and are kept by position.
+struct Embedding {
+  Pooling pooling = Pooling::mean;
+  std::vector<float> rows;  // the wanted positions, n_embd values each
+  uint32_t n_received = 0;
+
+  // Whether the hidden row at position is wanted, and where it goes in rows.
+  std::optional<uint32_t> index_of(uint32_t position, uint32_t n_tokens) const {
+    if (pooling == Pooling::cls) return position == 0 ? std::optional<uint32_t>(0) : std::nullopt;
+    if (pooling == Pooling::last) return position + 1 == n_tokens ? std::optional<uint32_t>(0) : std::nullopt;
+    return position;
+  }
+  uint32_t n_wanted(uint32_t n_tokens) const {
+    return pooling == Pooling::cls || pooling == Pooling::last ? 1 : n_tokens;
+  }
+};
+
+// Owned by the engine's thread from the moment it leaves the inbox.
+struct Sequence {
+  uint64_t id = 0;              // grows with every request: age
+  std::vector<int32_t> tokens;  // prompt and answer
+  uint32_t n_prompt = 0;
+  std::shared_ptr<StreamState> stream;   // shared with the consumer
+  std::optional<Generation> generation;  // exactly one of
+  std::optional<Embedding> embedding;    // these two
+
+  // Set by the scheduler.
+  std::optional<stage::Slot> slot;  // unset: waiting
+  std::vector<BlockTable> tables;   // one per cache group while there is a slot
+  uint32_t n_scheduled = 0;         // leading tokens that are in the KV cache or in a batch in flight
+  bool awaits_output = false;       // the row after which a token is sampled is in flight
+  uint32_t incarnation = 0;         // grows when the KV cache is lost: results of older batches are void
+  uint32_t n_evaluated = 0;         // most tokens that were ever scheduled: fewer means computing again
+
+  // Set by the engine, for Timings.
+  using Clock = std::chrono::steady_clock;
+  std::optional<Clock::time_point> first_scheduled, first_token, last_token;
+
+  uint32_t n_tokens() const { return static_cast<uint32_t>(tokens.size()); }
+  uint32_t n_remaining() const { return n_tokens() - n_scheduled; }
+  bool decodes() const { return generation && n_tokens() > n_prompt && n_remaining() <= 1; }
+};
+
+}  // namespace caravan::engine
