@@ -1,5 +1,5 @@
 // SentencePiece's BPE as the "llama" tokenizer model uses it (Kudo & Richardson 2018, arXiv:1808.06226).
-#include <queue>
+#include <algorithm>
 
 #include "vocab/tokenizer.h"
 #include "vocab/utf8.h"
@@ -22,27 +22,47 @@ struct Candidate {
   uint32_t length;
   TokenId token;
 
-  // The queue yields the highest score first, of equal ones the leftmost.
+  // The heap yields the highest score first, of equal ones the leftmost.
   bool operator<(const Candidate& other) const {
     return score < other.score || (score == other.score && left > other.left);
   }
 };
 
+// True when no token holds a space behind another character. Then no merge crosses such a place, and the text can be
+// cut there: short pieces keep the heap in the cache.
+bool words_are_independent(const TokenTable& tokens) {
+  for (size_t id = 0; id < tokens.size(); id++) {
+    std::string_view text = tokens.text(static_cast<TokenId>(id));
+    while (text.starts_with(kEscapedSpace)) text.remove_prefix(kEscapedSpace.size());
+    if (text.find(kEscapedSpace) != std::string_view::npos) return false;
+  }
+  return true;
+}
+
 class SpmTokenizer final : public Tokenizer {
  public:
   SpmTokenizer(const TokenTable& tokens, bool add_space_prefix, std::optional<TokenId> unknown)
-      : tokens_(tokens), byte_tokens_(tokens.byte_tokens()), add_space_prefix_(add_space_prefix), unknown_(unknown) {}
+      : tokens_(tokens),
+        byte_tokens_(tokens.byte_tokens()),
+        add_space_prefix_(add_space_prefix),
+        cuts_words_(words_are_independent(tokens)),
+        unknown_(unknown) {}
 
   void tokenize(std::string_view text, PrefixSpace prefix, std::vector<TokenId>& out) const override {
     std::string escaped;
-    escaped.reserve(text.size() + text.size() / 2);
     if (add_space_prefix_ && prefix == PrefixSpace::yes) escaped += kEscapedSpace;
     escaped += replace_all(text, " ", kEscapedSpace);
 
-    std::vector<Symbol> symbols = split_characters(escaped);
-    merge(escaped, symbols);
-    for (const Symbol& symbol : symbols) {
-      if (symbol.length > 0) emit(symbol, escaped, out);
+    Workspace work;
+    for (size_t begin = 0; begin < escaped.size();) {
+      const size_t end = cuts_words_ ? end_of_word(escaped, begin) : escaped.size();
+      const std::string_view word = std::string_view(escaped).substr(begin, end - begin);
+      split_characters(word, work.symbols);
+      merge(word, work);
+      for (const Symbol& symbol : work.symbols) {
+        if (symbol.length > 0) emit(symbol, word, out);
+      }
+      begin = end;
     }
   }
 
@@ -51,10 +71,20 @@ class SpmTokenizer final : public Tokenizer {
   }
 
  private:
-  // Bytes that are not UTF-8 become symbols of their own, so that they never swallow part of an escaped space.
-  std::vector<Symbol> split_characters(std::string_view text) const {
+  struct Workspace {
     std::vector<Symbol> symbols;
-    symbols.reserve(text.size());
+    std::vector<Candidate> heap;
+  };
+
+  // Behind the spaces at begin and what follows them up to the next space.
+  static size_t end_of_word(std::string_view text, size_t begin) {
+    while (text.substr(begin).starts_with(kEscapedSpace)) begin += kEscapedSpace.size();
+    return std::min(text.find(kEscapedSpace, begin), text.size());
+  }
+
+  // Bytes that are not UTF-8 become symbols of their own, so that they never swallow part of an escaped space.
+  void split_characters(std::string_view text, std::vector<Symbol>& symbols) const {
+    symbols.clear();
     for (size_t i = 0; i < text.size();) {
       const Utf8Char c = decode_utf8(text, i);
       const uint32_t length = c.state == Utf8Char::State::valid ? c.length : 1;
@@ -64,24 +94,27 @@ class SpmTokenizer final : public Tokenizer {
       i += length;
     }
     if (!symbols.empty()) symbols.back().next = -1;
-    return symbols;
   }
 
   // A merged symbol is always a token, so nothing ever has to be split again.
-  void merge(std::string_view text, std::vector<Symbol>& symbols) const {
-    std::priority_queue<Candidate> queue;
+  void merge(std::string_view text, Workspace& work) const {
+    std::vector<Symbol>& symbols = work.symbols;
+    std::vector<Candidate>& heap = work.heap;
+    heap.clear();
     const auto add_candidate = [&](int32_t left, int32_t right) {
       if (left < 0 || right < 0) return;
       const uint32_t length = symbols[left].length + symbols[right].length;
       if (const auto token = tokens_.find(text.substr(symbols[left].begin, length))) {
-        queue.push({tokens_.score(*token), left, right, length, *token});
+        heap.push_back({tokens_.score(*token), left, right, length, *token});
+        std::push_heap(heap.begin(), heap.end());
       }
     };
     for (size_t i = 1; i < symbols.size(); i++) add_candidate(static_cast<int32_t>(i - 1), static_cast<int32_t>(i));
 
-    while (!queue.empty()) {
-      const Candidate best = queue.top();
-      queue.pop();
+    while (!heap.empty()) {
+      std::pop_heap(heap.begin(), heap.end());
+      const Candidate best = heap.back();
+      heap.pop_back();
       Symbol &left = symbols[best.left], &right = symbols[best.right];
       if (left.length == 0 || right.length == 0 || left.length + right.length != best.length) continue;
       left.length = best.length;
@@ -113,6 +146,7 @@ class SpmTokenizer final : public Tokenizer {
   const TokenTable& tokens_;
   std::vector<TokenId> byte_tokens_;
   bool add_space_prefix_;
+  bool cuts_words_;
   std::optional<TokenId> unknown_;
 };
 

@@ -78,6 +78,14 @@ TEST(Spm, KeepsEveryByteOfAnyText) {
   }
 }
 
+// Words are merged on their own only while no token spans two of them.
+TEST(Spm, MergesAcrossSpacesWhereTokensDo) {
+  auto builder = small_spm();
+  builder.add("o▁", 1, 1);
+  EXPECT_EQ(pieces(*Vocabulary::load(builder.metadata()), "hello world"), (Texts{"▁", "hell", "o▁", "w", "or", "ld"}));
+  EXPECT_EQ(pieces(*Vocabulary::load(small_spm().metadata()), "  a  "), (Texts{"▁", "▁", "▁", "a", "▁", "▁"}));
+}
+
 // Would run for hours if merging were quadratic.
 TEST(Spm, MergesALongWord) {
   const auto v = Vocabulary::load(small_spm().metadata());
