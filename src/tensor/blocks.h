@@ -24,6 +24,15 @@ struct BlockQ4_0 {
 };
 static_assert(sizeof(BlockQ4_0) == 18);
 
+// 32 values of five bits around 16: nibbles as in Q4_0, the fifth bit of value i is bit i of qh (little-endian).
+struct BlockQ5_0 {
+  static constexpr int kLength = 32;
+  uint16_t d;
+  uint8_t qh[4];
+  uint8_t qs[16];
+};
+static_assert(sizeof(BlockQ5_0) == 22);
+
 // 8 sub-blocks of 32 nibbles with 6-bit scales and minimums: value = d * scale * q - dmin * minimum.
 // Bytes qs[32k .. 32k+31] hold sub-block 2k in their low and 2k + 1 in their high nibbles.
 struct BlockQ4K {
@@ -33,6 +42,16 @@ struct BlockQ4K {
   uint8_t qs[128];
 };
 static_assert(sizeof(BlockQ4K) == 144);
+
+// Q4_K with a fifth bit: bit j of qh[l] adds 16 to value l of sub-block j.
+struct BlockQ5K {
+  static constexpr int kLength = 256;
+  uint16_t d, dmin;
+  uint8_t scales[12];
+  uint8_t qh[32];
+  uint8_t qs[128];
+};
+static_assert(sizeof(BlockQ5K) == 176);
 
 // 16 sub-blocks of 16 six-bit values around 32 with 8-bit scales: value = d * scale * (q - 32).
 // Each half of 128 values uses 64 bytes of ql (low four bits) and 32 of qh (high two bits), see dequantize_q6_k.

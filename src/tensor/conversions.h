@@ -27,9 +27,17 @@ void dequantize_q4_0(const std::byte* blocks, float* values, int64_t n);
 // d = (the value of largest magnitude) / -8, so that it maps to q = 0 exactly; q = x / d + 8 rounded, at most 15.
 void quantize_q4_0(const float* values, std::byte* blocks, int64_t n);
 
+void dequantize_q5_0(const std::byte* blocks, float* values, int64_t n);
+// As Q4_0, with d = (the value of largest magnitude) / -16 and 32 levels.
+void quantize_q5_0(const float* values, std::byte* blocks, int64_t n);
+
 void dequantize_q4_k(const std::byte* blocks, float* values, int64_t n);
 // Weighted least squares over scale and minimum per sub-block; see k_quants.cpp.
 void quantize_q4_k(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_q5_k(const std::byte* blocks, float* values, int64_t n);
+// As Q4_K, with 32 levels.
+void quantize_q5_k(const float* values, std::byte* blocks, int64_t n);
 
 void dequantize_q6_k(const std::byte* blocks, float* values, int64_t n);
 // Weighted least squares over the scale per sub-block; see k_quants.cpp.

@@ -16,8 +16,8 @@
 namespace caravan::tensor {
 namespace {
 
-constexpr int kQ4SubBlock = 32, kQ6SubBlock = 16;
-constexpr int kQ4SubBlocks = BlockQ4K::kLength / kQ4SubBlock, kQ6SubBlocks = BlockQ6K::kLength / kQ6SubBlock;
+constexpr int kAffineSubBlock = 32, kQ6SubBlock = 16;
+constexpr int kAffineSubBlocks = 256 / kAffineSubBlock, kQ6SubBlocks = BlockQ6K::kLength / kQ6SubBlock;
 
 // The level nearest to x, within 0..max, kept as a float; NaN gives 0.
 inline float nearest_level(float x, float max) {
@@ -44,34 +44,34 @@ void error_weights(const float* x, float* weights) {
   for (int i = 0; i < n; ++i) weights[i] = x[i] * x[i] + mean;
 }
 
-// --- Q4_K: x ~ scale * q - minimum, q in 0..15, scale and minimum not negative ---
+// --- Q4_K, Q5_K: x ~ scale * q - minimum, q in 0..max_level (15 or 31), scale and minimum not negative ---
 
 struct AffineFit {
   float scale = 0, minimum = 0;
 };
 
 // Assigns levels for this scale and minimum.
-void assign_affine(const float* x, AffineFit fit, float* levels) {
+void assign_affine(const float* x, AffineFit fit, float max_level, float* levels) {
   const float inverse = fit.scale > 0 ? 1.0f / fit.scale : 0.0f;
-  for (int i = 0; i < kQ4SubBlock; ++i) levels[i] = nearest_level((x[i] + fit.minimum) * inverse, 15.0f);
+  for (int i = 0; i < kAffineSubBlock; ++i) levels[i] = nearest_level((x[i] + fit.minimum) * inverse, max_level);
 }
 
 // The weighted square error of the values that these levels stand for.
 float affine_error(const float* x, const float* weights, AffineFit fit, const float* levels) {
-  return sum<kQ4SubBlock>([&](int i) {
+  return sum<kAffineSubBlock>([&](int i) {
     const float difference = fit.scale * levels[i] - fit.minimum - x[i];
     return weights[i] * difference * difference;
   });
 }
 
 // The scale and minimum with the least weighted square error for the given levels; a minimum that would be negative is
-// zero (Q4_K cannot store it).
+// zero (the format cannot store it).
 AffineFit least_squares_affine(const float* x, const float* weights, const float* levels) {
-  const float sum_w = sum<kQ4SubBlock>([&](int i) { return weights[i]; });
-  const float sum_q = sum<kQ4SubBlock>([&](int i) { return weights[i] * levels[i]; });
-  const float sum_qq = sum<kQ4SubBlock>([&](int i) { return weights[i] * levels[i] * levels[i]; });
-  const float sum_x = sum<kQ4SubBlock>([&](int i) { return weights[i] * x[i]; });
-  const float sum_qx = sum<kQ4SubBlock>([&](int i) { return weights[i] * levels[i] * x[i]; });
+  const float sum_w = sum<kAffineSubBlock>([&](int i) { return weights[i]; });
+  const float sum_q = sum<kAffineSubBlock>([&](int i) { return weights[i] * levels[i]; });
+  const float sum_qq = sum<kAffineSubBlock>([&](int i) { return weights[i] * levels[i] * levels[i]; });
+  const float sum_x = sum<kAffineSubBlock>([&](int i) { return weights[i] * x[i]; });
+  const float sum_qx = sum<kAffineSubBlock>([&](int i) { return weights[i] * levels[i] * x[i]; });
   const float determinant = sum_w * sum_qq - sum_q * sum_q;
   if (determinant > 0) {
     const float minimum = (sum_q * sum_qx - sum_qq * sum_x) / determinant;
@@ -80,17 +80,17 @@ AffineFit least_squares_affine(const float* x, const float* weights, const float
   return {sum_qq > 0 ? std::max(sum_qx / sum_qq, 0.0f) : 0.0f, 0.0f};
 }
 
-AffineFit fit_affine(const float* x, const float* weights) {
-  const auto [lowest, highest] = std::minmax_element(x, x + kQ4SubBlock);
+AffineFit fit_affine(const float* x, const float* weights, float max_level) {
+  const auto [lowest, highest] = std::minmax_element(x, x + kAffineSubBlock);
   const float base = std::min(*lowest, 0.0f), range = *highest - base;
   AffineFit best{0, -base};
   if (!(range > 0)) return best;  // all values equal and not positive: the minimum alone holds them
-  float levels[kQ4SubBlock];
-  best.scale = range / 15.0f;
-  assign_affine(x, best, levels);
+  float levels[kAffineSubBlock];
+  best.scale = range / max_level;
+  assign_affine(x, best, max_level, levels);
   float best_error = affine_error(x, weights, best, levels);
   for (int step = 0; step <= 10; ++step) {
-    assign_affine(x, {range / (14.0f + 0.2f * static_cast<float>(step)), -base}, levels);
+    assign_affine(x, {range / (max_level - 1.0f + 0.2f * static_cast<float>(step)), -base}, max_level, levels);
     const AffineFit fit = least_squares_affine(x, weights, levels);
     const float error = affine_error(x, weights, fit, levels);
     if (error < best_error) {
@@ -114,48 +114,70 @@ void pack_scale_min(uint8_t* scales, int j, ScaleMin value) {
 }
 
 // The 6-bit integers near fit with the least error when values are assigned with d and dmin; levels are those of it.
-ScaleMin round_affine(const float* x, const float* weights, AffineFit fit, float d, float dmin, float* levels) {
+ScaleMin round_affine(const float* x, const float* weights, AffineFit fit, float d, float dmin, float max_level,
+                      float* levels) {
   const float scale = d > 0 ? nearest_level(fit.scale / d, 63.0f) : 0;
   const float minimum = dmin > 0 ? nearest_level(fit.minimum / dmin, 63.0f) : 0;
   ScaleMin best{static_cast<uint8_t>(scale), static_cast<uint8_t>(minimum)};
-  assign_affine(x, {d * scale, dmin * minimum}, levels);
+  assign_affine(x, {d * scale, dmin * minimum}, max_level, levels);
   float best_error = affine_error(x, weights, {d * scale, dmin * minimum}, levels);
   for (float s = std::max(scale - 1, 0.0f); s <= std::min(scale + 1, 63.0f); ++s)
     for (float m = std::max(minimum - 1, 0.0f); m <= std::min(minimum + 1, 63.0f); ++m) {
-      float candidate[kQ4SubBlock];
-      assign_affine(x, {d * s, dmin * m}, candidate);
+      float candidate[kAffineSubBlock];
+      assign_affine(x, {d * s, dmin * m}, max_level, candidate);
       const float error = affine_error(x, weights, {d * s, dmin * m}, candidate);
       if (error >= best_error) continue;
       best_error = error;
       best = {static_cast<uint8_t>(s), static_cast<uint8_t>(m)};
-      std::copy(candidate, candidate + kQ4SubBlock, levels);
+      std::copy(candidate, candidate + kAffineSubBlock, levels);
     }
   return best;
 }
 
-BlockQ4K quantize_block_q4_k(const float* x) {
-  float weights[BlockQ4K::kLength];
-  AffineFit fits[kQ4SubBlocks];
+// Quantises a super-block: fills d, dmin and scales of block, and levels with its 256 values' levels.
+template <typename Block>
+void quantize_affine(const float* x, float max_level, Block& block, float* levels) {
+  float weights[256];
+  AffineFit fits[kAffineSubBlocks];
   float largest_scale = 0, largest_minimum = 0;
-  for (int j = 0; j < kQ4SubBlocks; ++j) {
-    const int first = j * kQ4SubBlock;
-    error_weights<kQ4SubBlock>(x + first, weights + first);
-    fits[j] = fit_affine(x + first, weights + first);
+  for (int j = 0; j < kAffineSubBlocks; ++j) {
+    const int first = j * kAffineSubBlock;
+    error_weights<kAffineSubBlock>(x + first, weights + first);
+    fits[j] = fit_affine(x + first, weights + first, max_level);
     largest_scale = std::max(largest_scale, fits[j].scale);
     largest_minimum = std::max(largest_minimum, fits[j].minimum);
   }
-  BlockQ4K block{};
   block.d = f32_to_f16(largest_scale / 63.0f);
   block.dmin = f32_to_f16(largest_minimum / 63.0f);
   const float d = f16_to_f32(block.d), dmin = f16_to_f32(block.dmin);
-  for (int j = 0; j < kQ4SubBlocks; ++j) {
-    const int first = j * kQ4SubBlock;
-    float levels[kQ4SubBlock];
-    pack_scale_min(block.scales, j, round_affine(x + first, weights + first, fits[j], d, dmin, levels));
-    for (int l = 0; l < kQ4SubBlock; ++l) {
-      uint8_t& pair = block.qs[j / 2 * 32 + l];
-      pair = static_cast<uint8_t>(pair | static_cast<uint8_t>(levels[l]) << (j % 2 * 4));
-    }
+  for (int j = 0; j < kAffineSubBlocks; ++j) {
+    const int first = j * kAffineSubBlock;
+    pack_scale_min(block.scales, j,
+                   round_affine(x + first, weights + first, fits[j], d, dmin, max_level, levels + first));
+  }
+}
+
+BlockQ4K quantize_block_q4_k(const float* x) {
+  BlockQ4K block{};
+  float levels[BlockQ4K::kLength];
+  quantize_affine(x, 15.0f, block, levels);
+  for (int i = 0; i < BlockQ4K::kLength; ++i) {
+    const int j = i / kAffineSubBlock;
+    uint8_t& pair = block.qs[j / 2 * 32 + i % 32];
+    pair = static_cast<uint8_t>(pair | static_cast<int>(levels[i]) << (j % 2 * 4));
+  }
+  return block;
+}
+
+BlockQ5K quantize_block_q5_k(const float* x) {
+  BlockQ5K block{};
+  float levels[BlockQ5K::kLength];
+  quantize_affine(x, 31.0f, block, levels);
+  for (int i = 0; i < BlockQ5K::kLength; ++i) {
+    const int j = i / kAffineSubBlock, level = static_cast<int>(levels[i]);
+    uint8_t& pair = block.qs[j / 2 * 32 + i % 32];
+    pair = static_cast<uint8_t>(pair | (level & 15) << (j % 2 * 4));
+    block.qh[i % 32] = static_cast<uint8_t>(block.qh[i % 32] | (level >> 4) << j);
   }
   return block;
 }
@@ -252,20 +274,24 @@ BlockQ6K quantize_block_q6_k(const float* x) {
   return block;
 }
 
-}  // namespace
-
-void quantize_q4_k(const float* values, std::byte* blocks, int64_t n) {
-  for (int64_t b = 0; b < n / BlockQ4K::kLength; ++b) {
-    const BlockQ4K block = quantize_block_q4_k(values + b * BlockQ4K::kLength);
+template <typename Block>
+void quantize_blocks(const float* values, std::byte* blocks, int64_t n, Block (*quantize_block)(const float*)) {
+  for (int64_t b = 0; b < n / Block::kLength; ++b) {
+    const Block block = quantize_block(values + b * Block::kLength);
     std::memcpy(blocks + b * sizeof block, &block, sizeof block);
   }
 }
 
+}  // namespace
+
+void quantize_q4_k(const float* values, std::byte* blocks, int64_t n) {
+  quantize_blocks(values, blocks, n, quantize_block_q4_k);
+}
+void quantize_q5_k(const float* values, std::byte* blocks, int64_t n) {
+  quantize_blocks(values, blocks, n, quantize_block_q5_k);
+}
 void quantize_q6_k(const float* values, std::byte* blocks, int64_t n) {
-  for (int64_t b = 0; b < n / BlockQ6K::kLength; ++b) {
-    const BlockQ6K block = quantize_block_q6_k(values + b * BlockQ6K::kLength);
-    std::memcpy(blocks + b * sizeof block, &block, sizeof block);
-  }
+  quantize_blocks(values, blocks, n, quantize_block_q6_k);
 }
 
 void dequantize_q4_k(const std::byte* blocks, float* values, int64_t n) {
@@ -279,6 +305,22 @@ void dequantize_q4_k(const std::byte* blocks, float* values, int64_t n) {
       const uint8_t* qs = block.qs + j / 2 * 32;
       const int shift = j % 2 * 4;
       for (int l = 0; l < 32; ++l) *values++ = scale * static_cast<float>(qs[l] >> shift & 15) - minimum;
+    }
+  }
+}
+
+void dequantize_q5_k(const std::byte* blocks, float* values, int64_t n) {
+  for (int64_t b = 0; b < n / BlockQ5K::kLength; ++b) {
+    BlockQ5K block;
+    std::memcpy(&block, blocks + b * sizeof block, sizeof block);
+    const float d = f16_to_f32(block.d), dmin = f16_to_f32(block.dmin);
+    for (int j = 0; j < 8; ++j) {
+      const ScaleMin sm = unpack_scale_min(block.scales, j);
+      const float scale = d * sm.scale, minimum = dmin * sm.minimum;
+      const uint8_t* qs = block.qs + j / 2 * 32;
+      const int shift = j % 2 * 4;
+      for (int l = 0; l < 32; ++l)
+        *values++ = scale * static_cast<float>((qs[l] >> shift & 15) | (block.qh[l] >> j & 1) << 4) - minimum;
     }
   }
 }

@@ -14,7 +14,7 @@
 namespace caravan::tensor {
 namespace {
 
-constexpr DType kBlockTypes[] = {DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k};
+constexpr DType kBlockTypes[] = {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_k, DType::q5_k, DType::q6_k};
 
 std::vector<float> read_floats(const std::filesystem::path& path) {
   const auto bytes = read_file(path);
@@ -56,8 +56,8 @@ std::vector<float> seeded_values(size_t n) {
 TEST(Quantize, LosesNoMoreThanTheKitsBlocks) {
   CARAVAN_REQUIRE_KIT(kit);
   const auto input = read_floats(kit / "quant/input.f32");
-  const std::pair<DType, const char*> types[] = {
-      {DType::q8_0, "q8_0"}, {DType::q4_0, "q4_0"}, {DType::q4_k, "q4_K"}, {DType::q6_k, "q6_K"}};
+  const std::pair<DType, const char*> types[] = {{DType::q8_0, "q8_0"}, {DType::q4_0, "q4_0"}, {DType::q5_0, "q5_0"},
+                                                 {DType::q4_k, "q4_K"}, {DType::q5_k, "q5_K"}, {DType::q6_k, "q6_K"}};
   for (const auto& [type, name] : types) {
     const double expected = rmse(input, read_floats(kit / "quant" / (std::string(name) + ".f32")));
     const double found = rmse(input, quantize_and_back(type, input));
@@ -76,6 +76,8 @@ TEST(Quantize, StaysCloseToTheValues) {
   EXPECT_LT(rmse(values, quantize_and_back(DType::q8_0, values)), 0.007 * size);
   EXPECT_LT(rmse(values, quantize_and_back(DType::q6_k, values)), 0.02 * size);
   EXPECT_LT(rmse(values, quantize_and_back(DType::q4_k, values)), 0.08 * size);
+  EXPECT_LT(rmse(values, quantize_and_back(DType::q5_k, values)), 0.04 * size);
+  EXPECT_LT(rmse(values, quantize_and_back(DType::q5_0, values)), 0.05 * size);
   EXPECT_LT(rmse(values, quantize_and_back(DType::q4_0, values)), 0.1 * size);
 }
 
@@ -86,6 +88,8 @@ TEST(Quantize, GivesTheSameBytesOnEveryMachine) {
       {DType::q8_0, "88a76c0a3ed7a1f0abc45c828a3155e4aac59dd7f76ed1c1581a8a48368ccc1e"},
       {DType::q4_0, "4f7e0c9768b7d89e96b243842a2dcea0e418750128aa0d7b6132ecefc9592e23"},
       {DType::q4_k, "64a74493c07980d582c96bcbbabd98285b3f0a3d97e83d8110e918e503ebd4f7"},
+      {DType::q5_0, "a436d32832f1f94e15e5e8426ca905021b88956e0430d553ab793ceee6449edc"},
+      {DType::q5_k, "83b6820b3bda08e61884945b8f2ccefbb3644498073d47c37556edc3f9e472e7"},
       {DType::q6_k, "54d6f5023e598ac61263297138ad03b015b1fa1b7336fbfde897c767a9f9793d"}};
   for (const auto& [type, digest] : expected)
     EXPECT_EQ(sha256(quantize(type, values)).hex(), digest) << dtype_name(type);
