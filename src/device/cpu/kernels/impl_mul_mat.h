@@ -1,0 +1,279 @@
+// Matrix products of packed panels with activation rows. Included by isa_*.cpp inside their target regions.
+//
+// A family says how one panel (16 output rows) meets R activation rows: run<R>(panel, n_in, rows, sums). The driver
+// below cuts the work so that a group of panels stays in the second-level cache while all rows pass by in tiles of R.
+// An output's bits depend on its own weights and activation row only, so the cut changes nothing.
+#pragma once
+
+template <int R>
+struct ActivationRows {
+  const void* row[R];
+};
+
+// acc += dot * (d_w * d_a), the step that every quantised type ends a block with.
+CARAVAN_INLINE F32x16 add_block(I32x16 dot, F32x16 d, float d_activation, F32x16 acc) {
+  return fma(to_f32(dot), mul(d, splat(d_activation)), acc);
+}
+
+template <int R>
+CARAVAN_INLINE const ActivationBlock& block_of(const ActivationRows<R>& rows, int r, int64_t b) {
+  return static_cast<const ActivationBlock*>(rows.row[r])[b];
+}
+
+// One 64-byte row of nibbles: k-groups j (low) and j + 4 (high).
+template <int R>
+CARAVAN_INLINE void dot_add_nibbles(DotSmall (&dot)[R], const uint8_t* packed, int j, const ActivationRows<R>& rows,
+                                    int64_t b) {
+  const U8x64 raw = load_u8x64(packed);
+  const U8x64 low = low_nibbles(raw);
+  CARAVAN_UNROLL
+  for (int r = 0; r < R; ++r) dot_add(dot[r], low, block_of(rows, r, b).q + 4 * j);
+  const U8x64 high = high_nibbles(raw);
+  CARAVAN_UNROLL
+  for (int r = 0; r < R; ++r) dot_add(dot[r], high, block_of(rows, r, b).q + 4 * (j + 4));
+}
+
+struct FamilyQ4_0 {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedQ4_0*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      DotSmall dot[R];
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) dot[r] = dot_begin<8>(block_of(rows, r, b), 0);
+      CARAVAN_UNROLL
+      for (int j = 0; j < 4; ++j) dot_add_nibbles(dot, blocks[b].q[j], j, rows, b);
+      const F32x16 d = load_f16(blocks[b].d);
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const ActivationBlock& a = block_of(rows, r, b);
+        acc[r] = add_block(dot_end<8>(dot[r], a, 0), d, a.d, acc[r]);
+      }
+    }
+  }
+};
+
+struct FamilyQ4_K {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedQ4_K*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      const PackedQ4_K& block = blocks[b / 8];
+      const PackedQ4_K::Sub& sub = block.sub[b % 8];
+      DotSmall dot[R];
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) dot[r] = dot_begin<0>(block_of(rows, r, b), 0);
+      CARAVAN_UNROLL
+      for (int j = 0; j < 4; ++j) dot_add_nibbles(dot, sub.q[j], j, rows, b);
+      const F32x16 d = mul(load_f16(block.d), to_f32(load_u8(sub.scale)));
+      const F32x16 minus_min = neg(mul(load_f16(block.d_min), to_f32(load_u8(sub.min))));
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const ActivationBlock& a = block_of(rows, r, b);
+        acc[r] = add_block(dot_end<0>(dot[r], a, 0), d, a.d, acc[r]);
+        acc[r] = fma(minus_min, splat(a.d_sum), acc[r]);
+      }
+    }
+  }
+};
+
+struct FamilyQ6_K {
+  static constexpr int kTile = kQuantTile;
+
+  // Weights of k-group 4 * kHalf + t: low nibbles hold the first half of the block, high nibbles the second.
+  template <int kHalf, int t>
+  static CARAVAN_INLINE U8x64 group(const PackedQ6_K::Sub& sub) {
+    const U8x64 raw = load_u8x64(sub.low[t]);
+    const U8x64 low = kHalf == 0 ? low_nibbles(raw) : high_nibbles(raw);
+    return bitwise_or(low, bit_pair<t>(load_u8x64(sub.high[kHalf])));
+  }
+  template <int kHalf, int t, int R>
+  static CARAVAN_INLINE void add_group(const PackedQ6_K::Sub& sub, DotSmall (&dot)[R], const ActivationRows<R>& rows,
+                                       int64_t b) {
+    const U8x64 w = group<kHalf, t>(sub);
+    CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) dot_add(dot[r], w, block_of(rows, r, b).q + 16 * kHalf + 4 * t);
+  }
+  // Scaled integer sums of one half: at most 16 * 32 * 127 * 128, so that two fit a float's 24 bits exactly.
+  template <int kHalf, int R>
+  static CARAVAN_INLINE void half(const PackedQ6_K::Sub& sub, const ActivationRows<R>& rows, int64_t b,
+                                  I32x16 (&sum)[R]) {
+    DotSmall dot[R];
+    CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) dot[r] = dot_begin<32>(block_of(rows, r, b), kHalf);
+    add_group<kHalf, 0>(sub, dot, rows, b);
+    add_group<kHalf, 1>(sub, dot, rows, b);
+    add_group<kHalf, 2>(sub, dot, rows, b);
+    add_group<kHalf, 3>(sub, dot, rows, b);
+    const DotScale scale = load_dot_scale(sub.scale[kHalf]);
+    CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const I32x16 scaled = dot_end_scaled<32>(dot[r], scale, block_of(rows, r, b), kHalf);
+      sum[r] = kHalf == 0 ? scaled : iadd(sum[r], scaled);
+    }
+  }
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedQ6_K*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      const PackedQ6_K::Sub& sub = blocks[b / 8].sub[b % 8];
+      I32x16 sum[R];
+      half<0>(sub, rows, b, sum);
+      half<1>(sub, rows, b, sum);
+      const F32x16 d = load_f16(blocks[b / 8].d);
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) acc[r] = add_block(sum[r], d, block_of(rows, r, b).d, acc[r]);
+    }
+  }
+};
+
+struct FamilyQ8_0 {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedQ8_0*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      DotSigned dot[R];
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
+      CARAVAN_UNROLL
+      for (int g = 0; g < 8; ++g) {
+        const SignedWeights w = load_signed(blocks[b].q[g]);
+        CARAVAN_UNROLL
+        for (int r = 0; r < R; ++r) dot_add(dot[r], w, block_of(rows, r, b).q + 4 * g);
+      }
+      const F32x16 d = load_f16(blocks[b].d);
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) acc[r] = add_block(dot_end(dot[r]), d, block_of(rows, r, b).d, acc[r]);
+    }
+  }
+};
+
+// Float weights. T is the stored type's width; decode makes f32 of 16 of them.
+struct DecodeF32 {
+  static constexpr int64_t kBytes = 64;
+  static CARAVAN_INLINE F32x16 load16(const std::byte* p) { return load(reinterpret_cast<const float*>(p)); }
+};
+struct DecodeF16 {
+  static constexpr int64_t kBytes = 32;
+  static CARAVAN_INLINE F32x16 load16(const std::byte* p) { return load_f16(p); }
+};
+struct DecodeBF16 {
+  static constexpr int64_t kBytes = 32;
+  static CARAVAN_INLINE F32x16 load16(const std::byte* p) { return load_bf16(p); }
+};
+
+template <typename Decode>
+struct FamilyFloat {
+  static constexpr int kTile = kFloatTile;
+
+  // acc[r] += one chunk's partial sum, for kChunks whole chunks at once: with few rows, several independent sums hide
+  // the latency of fma; the order of additions is the same.
+  template <int R, int kChunks>
+  static CARAVAN_INLINE void chunks(const std::byte* w, int64_t length, const float* const* x, int64_t k0,
+                                    F32x16 (&acc)[R]) {
+    F32x16 part[kChunks][R];
+    CARAVAN_UNROLL
+    for (int c = 0; c < kChunks; ++c) CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) part[c][r] = zero();
+    for (int64_t k = 0; k < length; ++k) CARAVAN_UNROLL
+    for (int c = 0; c < kChunks; ++c) {
+      const int64_t at = k0 + c * kFloatChunk + k;
+      const F32x16 weights = Decode::load16(w + at * Decode::kBytes);
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) part[c][r] = fma(weights, splat(x[r][at]), part[c][r]);
+    }
+    CARAVAN_UNROLL
+    for (int c = 0; c < kChunks; ++c) CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) acc[r] = add(acc[r], part[c][r]);
+  }
+
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    constexpr int kAtOnce = R == 1 ? 4 : R == 2 ? 2 : 1;
+    const float* x[R];
+    for (int r = 0; r < R; ++r) x[r] = static_cast<const float*>(rows.row[r]);
+    int64_t k = 0;
+    for (; k + kAtOnce * kFloatChunk <= n_in; k += kAtOnce * kFloatChunk)
+      chunks<R, kAtOnce>(panel, kFloatChunk, x, k, acc);
+    for (; k < n_in; k += kFloatChunk) chunks<R, 1>(panel, n_in - k < kFloatChunk ? n_in - k : kFloatChunk, x, k, acc);
+  }
+};
+
+// What one call works on; rows are counted from the first activation row.
+struct MulMatCall {
+  const PackedMatrix& w;
+  int64_t panel_bytes;
+  const char* activations;
+  size_t activation_stride;
+  float* out;
+  int64_t out_stride;
+};
+
+template <typename Family, int R>
+CARAVAN_INLINE void mul_mat_tile(const MulMatCall& call, int64_t panel, int64_t row) {
+  ActivationRows<R> rows;
+  for (int r = 0; r < R; ++r) rows.row[r] = call.activations + static_cast<size_t>(row + r) * call.activation_stride;
+  F32x16 acc[R];
+  CARAVAN_UNROLL
+  for (int r = 0; r < R; ++r) acc[r] = zero();
+  Family::template run<R>(call.w.data + panel * call.panel_bytes, call.w.n_in, rows, acc);
+  const int64_t n = call.w.n_out - panel * kPanelRows;
+  float* out = call.out + row * call.out_stride + panel * kPanelRows;
+  for (int r = 0; r < R; ++r) {
+    if (n >= kPanelRows)
+      store(out + r * call.out_stride, acc[r]);
+    else
+      store_partial(out + r * call.out_stride, acc[r], n);
+  }
+}
+
+template <typename Family, int R>
+void mul_mat_panels(const MulMatCall& call, int64_t panel_begin, int64_t panel_end, int64_t row) {
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) mul_mat_tile<Family, R>(call, panel, row);
+}
+
+template <typename Family>
+void mul_mat_family(const MulMatCall& call, int64_t panel_begin, int64_t panel_end, int64_t n_rows) {
+  constexpr int64_t kGroupBytes = 256 * 1024;  // panels that stay in the second-level cache
+  constexpr int kTile = Family::kTile;
+  const int64_t fitting = kGroupBytes / call.panel_bytes;
+  const int64_t group = n_rows <= kTile ? panel_end - panel_begin : fitting < 1 ? 1 : fitting;
+  for (int64_t begin = panel_begin; begin < panel_end; begin += group) {
+    const int64_t end = begin + group < panel_end ? begin + group : panel_end;
+    int64_t row = 0;
+    for (; row + kTile <= n_rows; row += kTile) mul_mat_panels<Family, kTile>(call, begin, end, row);
+    for (; kTile > 4 && row + 4 <= n_rows; row += 4) mul_mat_panels<Family, 4>(call, begin, end, row);
+    for (; row + 2 <= n_rows; row += 2) mul_mat_panels<Family, 2>(call, begin, end, row);
+    for (; row < n_rows; ++row) mul_mat_panels<Family, 1>(call, begin, end, row);
+  }
+}
+
+void mul_mat(const PackedMatrix& w, int64_t panel_begin, int64_t panel_end, const void* activations,
+             size_t activation_stride, int64_t n_rows, float* out, int64_t out_stride) {
+  using tensor::DType;
+  const MulMatCall call{w,
+                        static_cast<int64_t>(packed_panel_bytes(w.dtype, w.n_in)),
+                        static_cast<const char*>(activations),
+                        activation_stride,
+                        out,
+                        out_stride};
+  switch (w.dtype) {
+    case DType::q8_0:
+      return mul_mat_family<FamilyQ8_0>(call, panel_begin, panel_end, n_rows);
+    case DType::q4_0:
+      return mul_mat_family<FamilyQ4_0>(call, panel_begin, panel_end, n_rows);
+    case DType::q4_k:
+      return mul_mat_family<FamilyQ4_K>(call, panel_begin, panel_end, n_rows);
+    case DType::q6_k:
+      return mul_mat_family<FamilyQ6_K>(call, panel_begin, panel_end, n_rows);
+    case DType::f16:
+      return mul_mat_family<FamilyFloat<DecodeF16>>(call, panel_begin, panel_end, n_rows);
+    case DType::bf16:
+      return mul_mat_family<FamilyFloat<DecodeBF16>>(call, panel_begin, panel_end, n_rows);
+    default:
+      return mul_mat_family<FamilyFloat<DecodeF32>>(call, panel_begin, panel_end, n_rows);
+  }
+}

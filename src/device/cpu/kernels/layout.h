@@ -1,0 +1,86 @@
+// The bytes of packed weights and of KV blocks: what pack.cpp writes and the kernels read. Little-endian, like GGUF.
+// Sixteen rows lie side by side in groups of 4 consecutive k: byte 4 * row + i of such a 64-byte group is w[row][k +
+// i], so that one 8-bit dot-product instruction gives a partial sum per row. Scales stand right before the weights they
+// scale: a panel is read as one sequential stream.
+#pragma once
+
+#include <cstdint>
+
+#include "device/cpu/kernels/kernels.h"
+
+namespace caravan::device::cpu {
+
+// 32 k of 16 rows each. Group g holds k = 4g .. 4g + 3.
+struct PackedQ8_0 {
+  uint16_t d[16];   // f16 scale per row
+  int8_t q[8][64];  // groups 0..7
+};
+static_assert(sizeof(PackedQ8_0) == 16 * 34);
+
+struct PackedQ4_0 {
+  uint16_t d[16];
+  uint8_t q[4][64];  // low nibbles: group j, high nibbles: group j + 4; weight = nibble - 8
+};
+static_assert(sizeof(PackedQ4_0) == 16 * 18);
+
+// 256 k of 16 rows: y = d * scale * q - d_min * min.
+struct PackedQ4_K {
+  uint16_t d[16];
+  uint16_t d_min[16];
+  struct Sub {  // 32 k
+    uint8_t scale[16];
+    uint8_t min[16];
+    uint8_t q[4][64];  // as PackedQ4_0
+  } sub[8];
+};
+static_assert(sizeof(PackedQ4_K) == 64 + 8 * 288);
+
+// 256 k of 16 rows: y = d * scale * (q - 32), one scale per 16 k.
+struct PackedQ6_K {
+  uint16_t d[16];
+  struct Sub {  // 32 k: groups 0..3 use scale[0], groups 4..7 scale[1]
+    int8_t scale[2][16];
+    uint8_t low[4][64];   // low four bits as PackedQ4_0
+    uint8_t high[2][64];  // upper two bits: bits 2t of high[h] belong to group 4h + t
+  } sub[8];
+};
+static_assert(sizeof(PackedQ6_K) == 16 * 210);
+
+// Values per partial sum of a float dot product.
+inline constexpr int64_t kFloatChunk = 64;
+
+// Values of head_dim that share one scale in a q8_0 cache.
+inline constexpr int64_t kKvScaleGroup = 32;
+inline constexpr int64_t kKvTokenGroup = 16;
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Where things lie inside one KV block. Offsets in bytes from the block's start for a head; see kv_block_bytes().
+struct KvOffsets {
+  int64_t value_bytes;   // per element
+  int64_t row_length;    // keys: head_dim; values: head_dim rounded up to 16
+  int64_t scale_groups;  // q8_0: ceil(head_dim / 32), else 0
+  int64_t scale_bytes;   // keys: of one token group; values: of the whole block and head
+  int64_t group_bytes;   // keys: of one group of 16 tokens with its scales
+  int64_t head_bytes;    // of one KV head in a block
+};
+
+inline KvOffsets kv_offsets(const KvLayout& layout) {
+  KvOffsets o{};
+  const bool quantised = layout.dtype == tensor::DType::q8_0;
+  o.value_bytes = quantised ? 1 : layout.dtype == tensor::DType::f16 ? 2 : 4;
+  o.scale_groups = quantised ? (layout.head_dim + kKvScaleGroup - 1) / kKvScaleGroup : 0;
+  if (layout.kind == KvKind::keys) {
+    o.row_length = layout.head_dim;
+    o.scale_bytes = o.scale_groups * kKvTokenGroup * 2;
+    o.group_bytes = o.scale_bytes + o.row_length * kKvTokenGroup * o.value_bytes;
+    o.head_bytes = layout.block_tokens / kKvTokenGroup * o.group_bytes;
+  } else {
+    o.row_length = round_up(layout.head_dim, 16);
+    o.scale_bytes = o.scale_groups * layout.block_tokens * 2;  // block_tokens is a multiple of 16
+    o.head_bytes = o.scale_bytes + layout.block_tokens * o.row_length * o.value_bytes;
+  }
+  return o;
+}
+
+}  // namespace caravan::device::cpu

@@ -1,0 +1,257 @@
+// Repacks GGUF weight rows into the panels of layout.h. Runs once per weight at load; the same on every processor.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "base/error.h"
+#include "device/cpu/kernels/layout.h"
+#include "tensor/dtype.h"
+
+namespace caravan::device::cpu {
+namespace {
+
+using tensor::DType;
+
+// One panel being packed: pointers to its 16 rows; missing ones point to nothing and leave zeros.
+struct PanelRows {
+  const std::byte* row[kPanelRows];
+  int n_rows;
+};
+
+uint8_t byte_at(const std::byte* p, size_t i) { return std::to_integer<uint8_t>(p[i]); }
+
+void copy_f16(const std::byte* from, uint16_t* to) { std::memcpy(to, from, 2); }
+
+// Interleaves 16 rows of 32 bytes in groups of four k.
+void interleave(const uint8_t rows[16][32], uint8_t out[8][64]) {
+  for (int g = 0; g < 8; ++g)
+    for (int r = 0; r < 16; ++r) std::memcpy(&out[g][4 * r], &rows[r][4 * g], 4);
+}
+
+// Group j goes to the low nibbles, group j + 4 to the high ones.
+void merge_nibbles(const uint8_t groups[8][64], uint8_t out[4][64]) {
+  for (int j = 0; j < 4; ++j)
+    for (int i = 0; i < 64; ++i) out[j][i] = static_cast<uint8_t>((groups[j][i] & 15) | (groups[j + 4][i] & 15) << 4);
+}
+
+void pack_panel_q8_0(const PanelRows& rows, int64_t n_in, std::byte* panel) {
+  for (int64_t b = 0; b < n_in / 32; ++b) {
+    PackedQ8_0 block{};
+    uint8_t values[16][32] = {};
+    for (int r = 0; r < rows.n_rows; ++r) {
+      const std::byte* source = rows.row[r] + b * 34;  // f16 d, int8 q[32]
+      copy_f16(source, &block.d[r]);
+      std::memcpy(values[r], source + 2, 32);
+    }
+    uint8_t groups[8][64];
+    interleave(values, groups);
+    std::memcpy(block.q, groups, sizeof block.q);
+    std::memcpy(panel + b * static_cast<int64_t>(sizeof block), &block, sizeof block);
+  }
+}
+
+void pack_panel_q4_0(const PanelRows& rows, int64_t n_in, std::byte* panel) {
+  for (int64_t b = 0; b < n_in / 32; ++b) {
+    PackedQ4_0 block{};
+    uint8_t values[16][32];
+    std::memset(values, 8, sizeof values);
+    for (int r = 0; r < rows.n_rows; ++r) {
+      const std::byte* source = rows.row[r] + b * 18;  // f16 d, 16 bytes: value i low, value i + 16 high
+      copy_f16(source, &block.d[r]);
+      for (size_t i = 0; i < 16; ++i) {
+        values[r][i] = byte_at(source, 2 + i) & 15;
+        values[r][i + 16] = byte_at(source, 2 + i) >> 4;
+      }
+    }
+    uint8_t groups[8][64];
+    interleave(values, groups);
+    merge_nibbles(groups, block.q);
+    std::memcpy(panel + b * static_cast<int64_t>(sizeof block), &block, sizeof block);
+  }
+}
+
+// Unpacks the eight 6-bit scales and mins of a K-block from its 12 bytes (docs/gguf.md).
+void unpack_k_scales(const std::byte* s, uint8_t scale[8], uint8_t min[8]) {
+  for (size_t j = 0; j < 4; ++j) {
+    scale[j] = byte_at(s, j) & 63;
+    min[j] = byte_at(s, j + 4) & 63;
+    scale[j + 4] = static_cast<uint8_t>((byte_at(s, j + 8) & 15) | (byte_at(s, j) >> 6) << 4);
+    min[j + 4] = static_cast<uint8_t>(byte_at(s, j + 8) >> 4 | (byte_at(s, j + 4) >> 6) << 4);
+  }
+}
+
+void pack_panel_q4_k(const PanelRows& rows, int64_t n_in, std::byte* panel) {
+  for (int64_t b = 0; b < n_in / 256; ++b) {
+    PackedQ4_K block{};
+    uint8_t values[8][16][32] = {};
+    for (int r = 0; r < rows.n_rows; ++r) {
+      const std::byte* source = rows.row[r] + b * 144;  // f16 d, f16 dmin, scales[12], q[128]
+      copy_f16(source, &block.d[r]);
+      copy_f16(source + 2, &block.d_min[r]);
+      uint8_t scale[8], min[8];
+      unpack_k_scales(source + 4, scale, min);
+      for (size_t s = 0; s < 8; ++s) {
+        block.sub[s].scale[r] = scale[s];
+        block.sub[s].min[r] = min[s];
+        const std::byte* q = source + 16 + s / 2 * 32;  // sub-blocks 2i and 2i + 1 share 32 bytes
+        for (size_t i = 0; i < 32; ++i) values[s][r][i] = s % 2 == 0 ? byte_at(q, i) & 15 : byte_at(q, i) >> 4;
+      }
+    }
+    for (size_t s = 0; s < 8; ++s) {
+      uint8_t groups[8][64];
+      interleave(values[s], groups);
+      merge_nibbles(groups, block.sub[s].q);
+    }
+    std::memcpy(panel + b * static_cast<int64_t>(sizeof block), &block, sizeof block);
+  }
+}
+
+// The 256 six-bit values (0..63, 32 stands for zero) of one Q6_K block, in order.
+void unpack_q6_k(const std::byte* source, uint8_t values[256]) {
+  for (size_t half = 0; half < 2; ++half) {
+    const std::byte* low = source + 64 * half;
+    const std::byte* high = source + 128 + 32 * half;
+    uint8_t* out = values + 128 * half;
+    for (size_t i = 0; i < 32; ++i) {
+      const uint8_t h = byte_at(high, i), l0 = byte_at(low, i), l1 = byte_at(low, i + 32);
+      out[i] = static_cast<uint8_t>((l0 & 15) | (h & 3) << 4);
+      out[i + 32] = static_cast<uint8_t>((l1 & 15) | (h >> 2 & 3) << 4);
+      out[i + 64] = static_cast<uint8_t>(l0 >> 4 | (h >> 4 & 3) << 4);
+      out[i + 96] = static_cast<uint8_t>(l1 >> 4 | (h >> 6 & 3) << 4);
+    }
+  }
+}
+
+void pack_panel_q6_k(const PanelRows& rows, int64_t n_in, std::byte* panel) {
+  for (int64_t b = 0; b < n_in / 256; ++b) {
+    PackedQ6_K block{};
+    uint8_t values[8][16][32];
+    std::memset(values, 32, sizeof values);
+    for (int r = 0; r < rows.n_rows; ++r) {
+      const std::byte* source = rows.row[r] + b * 210;  // low[128], high[64], scales[16], f16 d
+      copy_f16(source + 208, &block.d[r]);
+      uint8_t row_values[256];
+      unpack_q6_k(source, row_values);
+      for (size_t s = 0; s < 8; ++s) {
+        std::memcpy(&block.sub[s].scale[0][r], source + 192 + 2 * s, 1);
+        std::memcpy(&block.sub[s].scale[1][r], source + 193 + 2 * s, 1);
+        std::memcpy(values[s][r], row_values + 32 * s, 32);
+      }
+    }
+    for (size_t s = 0; s < 8; ++s) {
+      uint8_t groups[8][64];
+      interleave(values[s], groups);
+      merge_nibbles(groups, block.sub[s].low);
+      for (int h = 0; h < 2; ++h)
+        for (int i = 0; i < 64; ++i)
+          block.sub[s].high[h][i] =
+              static_cast<uint8_t>(groups[4 * h][i] >> 4 | (groups[4 * h + 1][i] >> 4) << 2 |
+                                   (groups[4 * h + 2][i] >> 4) << 4 | (groups[4 * h + 3][i] >> 4) << 6);
+    }
+    std::memcpy(panel + b * static_cast<int64_t>(sizeof block), &block, sizeof block);
+  }
+}
+
+// Interleaves rows of floats: out[k][row].
+template <typename Float>
+void pack_panel_float(const PanelRows& rows, int64_t n_in, std::byte* panel) {
+  constexpr int64_t kTile = 64;  // values of each row read at a time, so that every cache line is used whole
+  for (int64_t k0 = 0; k0 < n_in; k0 += kTile) {
+    const int64_t n = std::min(kTile, n_in - k0);
+    Float in[kTile], out[kTile][kPanelRows] = {};
+    for (int r = 0; r < rows.n_rows; ++r) {
+      std::memcpy(in, rows.row[r] + k0 * static_cast<int64_t>(sizeof(Float)), static_cast<size_t>(n) * sizeof(Float));
+      for (int64_t k = 0; k < n; ++k) out[k][r] = in[k];
+    }
+    std::memcpy(panel + k0 * kPanelRows * static_cast<int64_t>(sizeof(Float)), out,
+                static_cast<size_t>(n * kPanelRows) * sizeof(Float));
+  }
+}
+
+// Any other type: rows become f32 first.
+void pack_panel_dequantised(DType dtype, const PanelRows& rows, int64_t n_in, std::byte* panel) {
+  const tensor::DTypeInfo& info = tensor::dtype_info(dtype);
+  CARAVAN_ASSERT(info.dequantize != nullptr, "a weight type that cannot be dequantised is refused at load");
+  std::vector<float> values(static_cast<size_t>(n_in) * kPanelRows);
+  PanelRows dequantised{{}, rows.n_rows};
+  for (int r = 0; r < rows.n_rows; ++r) {
+    float* row = values.data() + r * n_in;
+    info.dequantize(rows.row[r], row, n_in);
+    dequantised.row[r] = reinterpret_cast<const std::byte*>(row);
+  }
+  pack_panel_float<uint32_t>({dequantised}, n_in, panel);
+}
+
+void pack_panel(DType dtype, const PanelRows& rows, int64_t n_in, std::byte* panel) {
+  switch (dtype) {
+    case DType::f32:
+      return pack_panel_float<uint32_t>(rows, n_in, panel);
+    case DType::f16:
+    case DType::bf16:
+      return pack_panel_float<uint16_t>(rows, n_in, panel);
+    case DType::q8_0:
+      return pack_panel_q8_0(rows, n_in, panel);
+    case DType::q4_0:
+      return pack_panel_q4_0(rows, n_in, panel);
+    case DType::q4_k:
+      return pack_panel_q4_k(rows, n_in, panel);
+    case DType::q6_k:
+      return pack_panel_q6_k(rows, n_in, panel);
+    default:
+      return pack_panel_dequantised(dtype, rows, n_in, panel);
+  }
+}
+
+}  // namespace
+
+ActivationKind activation_kind(DType weight_dtype) {
+  switch (weight_dtype) {
+    case DType::q8_0:
+    case DType::q4_0:
+    case DType::q4_k:
+    case DType::q6_k:
+      return ActivationKind::q8;
+    default:
+      return ActivationKind::f32;
+  }
+}
+
+size_t packed_panel_bytes(DType dtype, int64_t n_in) {
+  const auto n = static_cast<size_t>(n_in);
+  switch (dtype) {
+    case DType::f16:
+    case DType::bf16:
+      return n * kPanelRows * 2;
+    case DType::q8_0:
+      return n / 32 * sizeof(PackedQ8_0);
+    case DType::q4_0:
+      return n / 32 * sizeof(PackedQ4_0);
+    case DType::q4_k:
+      return n / 256 * sizeof(PackedQ4_K);
+    case DType::q6_k:
+      return n / 256 * sizeof(PackedQ6_K);
+    default:
+      return n * kPanelRows * sizeof(float);
+  }
+}
+
+size_t packed_bytes(DType dtype, int64_t n_in, int64_t n_out) {
+  return static_cast<size_t>((n_out + kPanelRows - 1) / kPanelRows) * packed_panel_bytes(dtype, n_in);
+}
+
+void pack(DType dtype, int64_t n_in, const std::byte* rows, int64_t row_begin, int64_t n_rows, std::byte* packed) {
+  CARAVAN_ASSERT(row_begin % kPanelRows == 0, "packing starts at a panel");
+  const auto row_bytes = static_cast<int64_t>(tensor::row_bytes(dtype, static_cast<uint64_t>(n_in)));
+  const auto panel_bytes = static_cast<int64_t>(packed_panel_bytes(dtype, n_in));
+  for (int64_t first = 0; first < n_rows; first += kPanelRows) {
+    PanelRows panel{{}, static_cast<int>(std::min(kPanelRows, n_rows - first))};
+    for (int r = 0; r < panel.n_rows; ++r) panel.row[r] = rows + (first + r) * row_bytes;
+    pack_panel(dtype, panel, n_in, packed + (row_begin + first) / kPanelRows * panel_bytes);
+  }
+}
+
+size_t kv_block_bytes(const KvLayout& layout) {
+  return static_cast<size_t>(layout.n_head_kv * kv_offsets(layout).head_bytes);
+}
+
+}  // namespace caravan::device::cpu
