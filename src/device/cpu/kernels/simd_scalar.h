@@ -1,6 +1,7 @@
 // The SIMD vocabulary in plain C++: sixteen lanes as an array. Defines what the other vocabularies must compute.
 // Included by isa_scalar.cpp only, inside its namespace; see simd_avx2.h for the same names on real vectors.
 //
+//   load_partial and store_partial touch the first n values only (all 16 for larger n; missing lanes are 0);
 //   fma(a, b, c) is a * b + c with one rounding; max(a, b) is a > b ? a : b, so a NaN in either gives b; reduce_add
 //   adds lane i + 8 to lane i, then i + 4, i + 2, i + 1. Everything else is the plain IEEE operation per lane.
 #pragma once
@@ -60,7 +61,7 @@ CARAVAN_INLINE F32x16 load_partial(const float* p, int64_t n) {
 }
 CARAVAN_INLINE void store(float* p, F32x16 a) { std::memcpy(p, a.v, sizeof a.v); }
 CARAVAN_INLINE void store_partial(float* p, F32x16 a, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) p[i] = a.v[i];
+  for (int64_t i = 0; i < 16 && i < n; ++i) p[i] = a.v[i];
 }
 CARAVAN_INLINE uint16_t load_u16(const void* p, int i) {
   uint16_t x;

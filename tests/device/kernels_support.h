@@ -1,0 +1,81 @@
+// Shared by the kernel tests: seeded numbers, rows at odd addresses, exact comparison, the instruction sets to walk.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/cpu_features.h"
+#include "device/cpu/kernels/kernels.h"
+
+namespace caravan::device::cpu::testing {
+
+inline constexpr uint64_t kSeed = 20240607;
+
+// Normally distributed values with the given deviation.
+inline std::vector<float> random_row(int64_t n, uint64_t stream, float deviation = 1.0f) {
+  std::mt19937_64 engine(kSeed + stream);
+  std::normal_distribution<float> normal(0.0f, deviation);
+  std::vector<float> values(static_cast<size_t>(n));
+  for (float& x : values) x = normal(engine);
+  return values;
+}
+
+// Floats that start 4 bytes past a 64-byte boundary, so that every vector load is misaligned.
+class MisalignedRow {
+ public:
+  explicit MisalignedRow(int64_t n) : storage_(static_cast<size_t>(n) + 32) {}
+  explicit MisalignedRow(const std::vector<float>& values) : MisalignedRow(static_cast<int64_t>(values.size())) {
+    std::copy(values.begin(), values.end(), data());
+  }
+  float* data() {
+    const auto address = reinterpret_cast<uintptr_t>(storage_.data());
+    return storage_.data() + ((64 - address % 64) % 64) / 4 + 1;
+  }
+
+ private:
+  std::vector<float> storage_;
+};
+
+// Bytes aligned to 64.
+class AlignedBytes {
+ public:
+  explicit AlignedBytes(size_t n) : storage_(n + 64) {}
+  std::byte* data() {
+    const auto address = reinterpret_cast<uintptr_t>(storage_.data());
+    return storage_.data() + (64 - address % 64) % 64;
+  }
+
+ private:
+  std::vector<std::byte> storage_;
+};
+
+// Equal bit for bit; any NaN equals any other.
+inline ::testing::AssertionResult same_bits(const float* a, const float* b, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (std::isnan(a[i]) && std::isnan(b[i])) continue;
+    if (std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i]))
+      return ::testing::AssertionFailure()
+             << "value " << i << " of " << n << ": " << a[i] << " and " << b[i] << " differ (seed " << kSeed << ")";
+  }
+  return ::testing::AssertionSuccess();
+}
+
+inline const Kernels& scalar() { return kernels_for(Isa::scalar); }
+
+// Every instruction set of this processor, as a test parameter.
+class EveryIsa : public ::testing::TestWithParam<Isa> {
+ protected:
+  const Kernels& kernels() const { return kernels_for(GetParam()); }
+};
+inline std::string isa_test_name(const ::testing::TestParamInfo<Isa>& info) {
+  return std::string(isa_name(info.param));
+}
+
+}  // namespace caravan::device::cpu::testing
