@@ -24,6 +24,23 @@ struct BlockQ4_0 {
 };
 static_assert(sizeof(BlockQ4_0) == 18);
 
+// 32 nibbles above a minimum: value = q * d + m, in the order of Q4_0.
+struct BlockQ4_1 {
+  static constexpr int kLength = 32;
+  uint16_t d, m;
+  uint8_t qs[16];
+};
+static_assert(sizeof(BlockQ4_1) == 20);
+
+// 32 values of five bits above a minimum: value = q * d + m, in the order of Q5_0.
+struct BlockQ5_1 {
+  static constexpr int kLength = 32;
+  uint16_t d, m;
+  uint8_t qh[4];
+  uint8_t qs[16];
+};
+static_assert(sizeof(BlockQ5_1) == 24);
+
 // 32 values of five bits around 16: nibbles as in Q4_0, the fifth bit of value i is bit i of qh (little-endian).
 struct BlockQ5_0 {
   static constexpr int kLength = 32;

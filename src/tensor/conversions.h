@@ -27,6 +27,14 @@ void dequantize_q4_0(const std::byte* blocks, float* values, int64_t n);
 // d = (the value of largest magnitude) / -8, so that it maps to q = 0 exactly; q = x / d + 8 rounded, at most 15.
 void quantize_q4_0(const float* values, std::byte* blocks, int64_t n);
 
+void dequantize_q4_1(const std::byte* blocks, float* values, int64_t n);
+// m = the smallest value, d = (largest - smallest) / 15, q = (x - m) / d rounded.
+void quantize_q4_1(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_q5_1(const std::byte* blocks, float* values, int64_t n);
+// As Q4_1, with d = (largest - smallest) / 31.
+void quantize_q5_1(const float* values, std::byte* blocks, int64_t n);
+
 void dequantize_q5_0(const std::byte* blocks, float* values, int64_t n);
 // As Q4_0, with d = (the value of largest magnitude) / -16 and 32 levels.
 void quantize_q5_0(const float* values, std::byte* blocks, int64_t n);

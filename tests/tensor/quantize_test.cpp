@@ -14,7 +14,8 @@
 namespace caravan::tensor {
 namespace {
 
-constexpr DType kBlockTypes[] = {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_k, DType::q5_k, DType::q6_k};
+constexpr DType kBlockTypes[] = {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_1,
+                                 DType::q5_1, DType::q4_k, DType::q5_k, DType::q6_k};
 
 std::vector<float> read_floats(const std::filesystem::path& path) {
   const auto bytes = read_file(path);
@@ -57,7 +58,8 @@ TEST(Quantize, LosesNoMoreThanTheKitsBlocks) {
   CARAVAN_REQUIRE_KIT(kit);
   const auto input = read_floats(kit / "quant/input.f32");
   const std::pair<DType, const char*> types[] = {{DType::q8_0, "q8_0"}, {DType::q4_0, "q4_0"}, {DType::q5_0, "q5_0"},
-                                                 {DType::q4_k, "q4_K"}, {DType::q5_k, "q5_K"}, {DType::q6_k, "q6_K"}};
+                                                 {DType::q4_1, "q4_1"}, {DType::q5_1, "q5_1"}, {DType::q4_k, "q4_K"},
+                                                 {DType::q5_k, "q5_K"}, {DType::q6_k, "q6_K"}};
   for (const auto& [type, name] : types) {
     const double expected = rmse(input, read_floats(kit / "quant" / (std::string(name) + ".f32")));
     const double found = rmse(input, quantize_and_back(type, input));
@@ -79,6 +81,8 @@ TEST(Quantize, StaysCloseToTheValues) {
   EXPECT_LT(rmse(values, quantize_and_back(DType::q5_k, values)), 0.04 * size);
   EXPECT_LT(rmse(values, quantize_and_back(DType::q5_0, values)), 0.05 * size);
   EXPECT_LT(rmse(values, quantize_and_back(DType::q4_0, values)), 0.1 * size);
+  EXPECT_LT(rmse(values, quantize_and_back(DType::q4_1, values)), 0.1 * size);
+  EXPECT_LT(rmse(values, quantize_and_back(DType::q5_1, values)), 0.05 * size);
 }
 
 // One digest per type: other compilers, instruction sets or thread counts must not change a byte.
