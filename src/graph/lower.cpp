@@ -1,4 +1,6 @@
 // Lowering of fused ops to core ops: the definition of what each fused op computes, up to rounding.
+#include <limits>
+
 #include "graph/builder.h"
 #include "graph/graph.h"
 
@@ -64,7 +66,8 @@ ValueId lower_moe(Builder& b, std::span<const ValueId> in, const MoeParams& p) {
   ValueId weights = b.get_rows(b.reshape(probabilities, {1, n_expert, kRows}), chosen);  // [1, n_used, rows]
   weights = b.reshape(weights, {n_used, kRows});
   if (p.gating == Gating::softmax_over_selected) weights = b.soft_max(weights);
-  if (p.weight_norm == WeightNorm::sum_to_one) weights = b.div(weights, b.sum_rows(weights));
+  if (p.weight_norm == WeightNorm::sum_to_one)
+    weights = b.div(weights, b.clamp(b.sum_rows(weights), kMinWeightSum, std::numeric_limits<float>::max()));
   if (p.weight_scale != 1) weights = b.scale(weights, p.weight_scale);
   const ValueId rows = b.reshape(b.cont(x), {n_embd, 1, kRows});
   const ValueId gate = b.mul_mat_id(in[2], rows, chosen);  // [n_ff, n_used, rows]

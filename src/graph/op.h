@@ -162,6 +162,8 @@ struct AttentionParams {
 // How expert probabilities come from the router's logits (GGUF <arch>.expert_gating_func).
 enum class Gating { softmax, sigmoid, softmax_over_selected };
 enum class WeightNorm { none, sum_to_one };
+// Sums of selected weights below this are taken as this (the smallest normal f16, as in llama.cpp).
+inline constexpr float kMinWeightSum = 0x1p-14F;
 struct MoeParams {
   int64_t n_expert_used = 1;
   Gating gating = Gating::softmax;

@@ -99,7 +99,7 @@ class MoeStep final : public Step {
       }
       if (params_.gating == Gating::softmax_over_selected) kernels.softmax(shares, n_used, shares);
       if (params_.weight_norm == graph::WeightNorm::sum_to_one) {
-        const float sum = kernels.sum(shares, n_used);
+        const float sum = std::max(kernels.sum(shares, n_used), graph::kMinWeightSum);
         for (int64_t rank = 0; rank < n_used; ++rank) shares[rank] /= sum;
       }
       if (params_.weight_scale != 1) kernels.scale(shares, params_.weight_scale, n_used, shares);
