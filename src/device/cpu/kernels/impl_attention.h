@@ -144,11 +144,13 @@ struct ReadQ8 {
 template <typename Read, int R, int G>
 CARAVAN_INLINE void add_key_products(const std::byte* const* keys, const float* const* q, int64_t begin, int64_t end,
                                      F32x16 (&sum)[G][R]) {
-  for (int64_t d = begin; d < end; ++d) CARAVAN_UNROLL
-  for (int g = 0; g < G; ++g) {
-    const F32x16 key = Read::load16(keys[g] + d * kKvTokenGroup * Read::kBytes);
+  for (int64_t d = begin; d < end; ++d) {
     CARAVAN_UNROLL
-    for (int r = 0; r < R; ++r) sum[g][r] = fma(key, splat(q[r][d]), sum[g][r]);
+    for (int g = 0; g < G; ++g) {
+      const F32x16 key = Read::load16(keys[g] + d * kKvTokenGroup * Read::kBytes);
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) sum[g][r] = fma(key, splat(q[r][d]), sum[g][r]);
+    }
   }
 }
 
@@ -234,8 +236,10 @@ CARAVAN_INLINE void add_value_columns(const std::byte* values, const std::byte* 
                                       const float* const* weights, float* const* sums, int64_t n_tokens, int64_t d) {
   F32x16 acc[R][C];
   CARAVAN_UNROLL
-  for (int r = 0; r < R; ++r) CARAVAN_UNROLL
-  for (int c = 0; c < C; ++c) acc[r][c] = load(sums[r] + d + 16 * c);
+  for (int r = 0; r < R; ++r) {
+    CARAVAN_UNROLL
+    for (int c = 0; c < C; ++c) acc[r][c] = load(sums[r] + d + 16 * c);
+  }
   for (int64_t t = 0; t < n_tokens; ++t) {
     const std::byte* row = values + (t * o.row_length + d) * Read::kBytes;
     CARAVAN_UNROLL
@@ -251,8 +255,10 @@ CARAVAN_INLINE void add_value_columns(const std::byte* values, const std::byte* 
     }
   }
   CARAVAN_UNROLL
-  for (int r = 0; r < R; ++r) CARAVAN_UNROLL
-  for (int c = 0; c < C; ++c) store(sums[r] + d + 16 * c, acc[r][c]);
+  for (int r = 0; r < R; ++r) {
+    CARAVAN_UNROLL
+    for (int c = 0; c < C; ++c) store(sums[r] + d + 16 * c, acc[r][c]);
+  }
 }
 
 // Adds the values of tokens [begin, end) of the span to R vectors' sums; a token's values are contiguous in its block.

@@ -170,24 +170,36 @@ struct FamilyFloat {
   static constexpr int kTile = kFloatTile;
 
   // acc[r] += one chunk's partial sum, for kChunks whole chunks at once: with few rows, several independent sums hide
-  // the latency of fma; the order of additions is the same.
+  // the latency of fma; the order of additions is the same. Those chunks lie apart in memory, too short for the
+  // processor to recognise: the next ones are asked for in the order in which they lie.
   template <int R, int kChunks>
   static CARAVAN_INLINE void chunks(const std::byte* w, int64_t length, const float* const* x, int64_t k0,
                                     F32x16 (&acc)[R]) {
     F32x16 part[kChunks][R];
     CARAVAN_UNROLL
-    for (int c = 0; c < kChunks; ++c) CARAVAN_UNROLL
-    for (int r = 0; r < R; ++r) part[c][r] = zero();
-    for (int64_t k = 0; k < length; ++k) CARAVAN_UNROLL
     for (int c = 0; c < kChunks; ++c) {
-      const int64_t at = k0 + c * kFloatChunk + k;
-      const F32x16 weights = Decode::load16(w + at * Decode::kBytes);
       CARAVAN_UNROLL
-      for (int r = 0; r < R; ++r) part[c][r] = fma(weights, splat(x[r][at]), part[c][r]);
+      for (int r = 0; r < R; ++r) part[c][r] = zero();
+    }
+    const std::byte* next = w + (k0 + kChunks * kFloatChunk) * Decode::kBytes;
+    for (int64_t k = 0; k < length; ++k) {
+      if constexpr (kChunks > 1) {
+        for (int64_t line = 0; line < kChunks * Decode::kBytes; line += 64)
+          __builtin_prefetch(next + k * kChunks * Decode::kBytes + line);
+      }
+      CARAVAN_UNROLL
+      for (int c = 0; c < kChunks; ++c) {
+        const int64_t at = k0 + c * kFloatChunk + k;
+        const F32x16 weights = Decode::load16(w + at * Decode::kBytes);
+        CARAVAN_UNROLL
+        for (int r = 0; r < R; ++r) part[c][r] = fma(weights, splat(x[r][at]), part[c][r]);
+      }
     }
     CARAVAN_UNROLL
-    for (int c = 0; c < kChunks; ++c) CARAVAN_UNROLL
-    for (int r = 0; r < R; ++r) acc[r] = add(acc[r], part[c][r]);
+    for (int c = 0; c < kChunks; ++c) {
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) acc[r] = add(acc[r], part[c][r]);
+    }
   }
 
   template <int R>
