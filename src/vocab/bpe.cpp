@@ -102,13 +102,13 @@ class MergeTable {
 
   // The symbol of text, which gets a new id if it is neither a token nor known from a merge.
   SymbolId intern(std::string_view text) {
-    if (const auto token = tokens_.find(text)) return *token;
+    if (const auto token = tokens_.find(text)) return token;
     const auto next = static_cast<SymbolId>(tokens_.size() + others_.size());
     return others_.try_emplace(std::string(text), next).first->second;
   }
 
   std::optional<SymbolId> find_symbol(const std::string& text) const {
-    if (const auto token = tokens_.find(text)) return *token;
+    if (const auto token = tokens_.find(text)) return token;
     const auto found = others_.find(text);
     return found == others_.end() ? std::nullopt : std::optional(found->second);
   }
