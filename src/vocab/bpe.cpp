@@ -102,7 +102,7 @@ class MergeTable {
 
   // The symbol of text, which gets a new id if it is neither a token nor known from a merge.
   SymbolId intern(std::string_view text) {
-    if (const auto token = tokens_.find(text)) return token;
+    if (const auto token = tokens_.find(text)) return *token;
     const auto next = static_cast<SymbolId>(tokens_.size() + others_.size());
     return others_.try_emplace(std::string(text), next).first->second;
   }
