@@ -15,9 +15,9 @@ int64_t attention_width(const Hyperparameters& hp, uint32_t layer) { return int6
 // The per-expert factors of <name>.scale for the chosen experts: [1, n_used, rows].
 ValueId expert_scales(graph::Builder& b, const std::string& name, int64_t n_expert, ValueId logits, ValueId chosen) {
   // get_rows picks from a table per row, so every row gets a copy of the factors: (0 * logits + 1) * factors.
-  const ValueId ones = b.scale(b.clamp(logits, -1, 1), 0, 1);                        // [n_expert, rows]
-  const ValueId table = b.mul(ones, b.vector(name + ".scale", {n_expert}));          // [n_expert, rows]
-  return b.get_rows(b.reshape(table, {1, n_expert, b.type(logits).ne[1]}), chosen);  // [1, n_used, rows]
+  const ValueId ones = b.scale(b.clamp(logits, -1, 1), 0, 1);                // [n_expert, rows]
+  const ValueId table = b.mul(ones, b.vector(name + ".scale", {n_expert}));  // [n_expert, rows]
+  return b.get_rows(b.reshape(table, {1, n_expert, kRows}), chosen);         // [1, n_used, rows]
 }
 
 // x [n_in, n_used or 1, rows] through the chosen experts' matrices, with their scales: [n_out, n_used, rows].
@@ -32,15 +32,14 @@ ValueId expert_product(graph::Builder& b, const std::string& name, const graph::
 ValueId scaled_moe(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x, ValueId logits) {
   const std::string prefix = layer_prefix(layer);
   const int64_t n_expert = hp.n_expert, n_used = hp.n_expert_used, n_embd = hp.n_embd, n_ff = hp.n_ff[layer];
-  const int64_t rows = b.type(x).ne[1];
-  const ValueId probabilities = b.soft_max(logits);                                     // [n_expert, rows]
-  const ValueId chosen = b.top_k(probabilities, n_used);                                // [n_used, rows]
-  ValueId weights = b.get_rows(b.reshape(probabilities, {1, n_expert, rows}), chosen);  // [1, n_used, rows]
-  weights = b.reshape(weights, {n_used, rows});
+  const ValueId probabilities = b.soft_max(logits);                                      // [n_expert, rows]
+  const ValueId chosen = b.top_k(probabilities, n_used);                                 // [n_used, rows]
+  ValueId weights = b.get_rows(b.reshape(probabilities, {1, n_expert, kRows}), chosen);  // [1, n_used, rows]
+  weights = b.reshape(weights, {n_used, kRows});
   weights = b.div(weights, b.clamp(b.sum_rows(weights), 0x1p-14f, 3e38f));  // the smallest normal f16, as in llama.cpp
-  weights = b.reshape(weights, {1, n_used, rows});
+  weights = b.reshape(weights, {1, n_used, kRows});
 
-  const ValueId row = b.reshape(x, {n_embd, 1, rows});
+  const ValueId row = b.reshape(x, {n_embd, 1, kRows});
   const ValueId up = expert_product(b, prefix + "ffn_up_exps", {n_embd, n_ff, n_expert}, row, logits, chosen);
   const ValueId gate = expert_product(b, prefix + "ffn_gate_exps", {n_embd, n_ff, n_expert}, row, logits, chosen);
   ValueId down = expert_product(b, prefix + "ffn_down_exps", {n_ff, n_embd, n_expert}, b.swiglu(gate, up), logits,
@@ -48,7 +47,7 @@ ValueId scaled_moe(graph::Builder& b, const Hyperparameters& hp, uint32_t layer,
   down = b.mul(down, weights);
   ValueId sum = graph::kNoValue;
   for (int64_t rank = 0; rank < n_used; ++rank) {
-    const ValueId part = b.reshape(b.cont(b.slice(down, 1, rank, 1)), {n_embd, rows});
+    const ValueId part = b.reshape(b.cont(b.slice(down, 1, rank, 1)), {n_embd, kRows});
     sum = rank == 0 ? part : b.add(sum, part);
   }
   return sum;
@@ -119,10 +118,14 @@ void Declarations::moe(const Hyperparameters& hp) {
   experts("ffn_down_exps", hp.n_ff[layer_], hp.n_embd, hp.n_expert, 0);
 }
 
-ValueId linear(graph::Builder& b, const std::string& name, int64_t n_in, int64_t n_out, ValueId x) {
+ValueId linear(graph::Builder& b, const std::string& name, int64_t n_in, int64_t n_out, ValueId x, ScaleOrder order) {
   ValueId y = b.mul_mat(b.matrix(name + ".weight", {n_in, n_out}), x);
-  if (b.has(name + ".scale")) y = b.mul(y, b.vector(name + ".scale", {1}));
+  const auto scale = [&] {
+    if (b.has(name + ".scale")) y = b.mul(y, b.vector(name + ".scale", {1}));
+  };
+  if (order == ScaleOrder::before_bias) scale();
   if (b.has(name + ".bias")) y = b.add(y, b.vector(name + ".bias", {n_out}));
+  if (order == ScaleOrder::after_bias) scale();
   return y;
 }
 
@@ -171,9 +174,10 @@ ValueId attention_output(graph::Builder& b, const Hyperparameters& hp, uint32_t 
 ValueId gated_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
                   graph::Activation activation) {
   const std::string prefix = layer_prefix(layer);
-  const ValueId gate = linear(b, prefix + "ffn_gate", hp.n_embd, hp.n_ff[layer], x);
-  const ValueId up = linear(b, prefix + "ffn_up", hp.n_embd, hp.n_ff[layer], x);
-  return linear(b, prefix + "ffn_down", hp.n_ff[layer], hp.n_embd, b.gated(gate, up, activation));
+  const ValueId gate = linear(b, prefix + "ffn_gate", hp.n_embd, hp.n_ff[layer], x, ScaleOrder::after_bias);
+  const ValueId up = linear(b, prefix + "ffn_up", hp.n_embd, hp.n_ff[layer], x, ScaleOrder::after_bias);
+  return linear(b, prefix + "ffn_down", hp.n_ff[layer], hp.n_embd, b.gated(gate, up, activation),
+                ScaleOrder::after_bias);
 }
 
 ValueId moe_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x) {

@@ -57,8 +57,12 @@ class Declarations {
 
 // --- Sub-graphs.
 
+// Whether a product is multiplied by <name>.scale before or after its bias is added; files follow llama.cpp, where
+// attention does the former and feed-forward the latter.
+enum class ScaleOrder { before_bias, after_bias };
 // W x, times <name>.scale, plus <name>.bias: x [n_in, rows] -> [n_out, rows].
-ValueId linear(graph::Builder& b, const std::string& name, int64_t n_in, int64_t n_out, ValueId x);
+ValueId linear(graph::Builder& b, const std::string& name, int64_t n_in, int64_t n_out, ValueId x,
+               ScaleOrder order = ScaleOrder::before_bias);
 
 // RMS norm with weight <name>.weight.
 ValueId rms_norm(graph::Builder& b, const Hyperparameters& hp, const std::string& name, ValueId x);

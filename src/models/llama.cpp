@@ -58,7 +58,8 @@ ValueId build_layer(graph::Builder& b, const Hyperparameters& hp, const Slice& s
   qkv.q = b.rope(qkv.q, b.positions(), hp.rope, factors);
   qkv.k = b.rope(qkv.k, b.positions(), hp.rope, factors);
   ValueId attended = cached_attention(b, hp, qkv, place);
-  if (selects_rows(slice, layer)) attended = wanted_rows(b, attended), x = wanted_rows(b, x);
+  // The mixture of experts works on all rows of a batch.
+  if (selects_rows(slice, layer) && hp.n_expert == 0) attended = wanted_rows(b, attended), x = wanted_rows(b, x);
   x = b.add(attention_output(b, hp, layer, attended), x);
 
   const ValueId h = rms_norm(b, hp, prefix + "ffn_norm", x);

@@ -343,7 +343,6 @@ void SliceSession::fill_inputs(const Batch& batch) {
   output_rows_.clear();
   for (const OutputRequest& output : batch.outputs) output_rows_.push_back(static_cast<int32_t>(output.row));
   group_inputs_.clear();
-  if (!cache_) return;
   for (size_t group = 0; group < n_groups; ++group) {
     visible_from_[group].resize(n_rows);
     visible_to_[group].resize(n_rows);

@@ -1,0 +1,55 @@
+// What a model computes, written down as plain loops in double precision from the papers' formulas: a check on the
+// graph, the device and src/models that shares no code with them. For one sequence, slowly.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "gguf/reader.h"
+
+namespace caravan::testing {
+
+using Row = std::vector<double>;
+
+class ReferenceEvaluator {
+ public:
+  // Architectures: llama (with and without experts), gemma3, bert.
+  explicit ReferenceEvaluator(const std::filesystem::path& path);
+
+  // Hidden rows after the final norm, one per token; the tokens are a sequence at positions 0, 1, ...
+  std::vector<Row> hidden(const std::vector<int32_t>& tokens) const;
+  // Logits of every token.
+  std::vector<Row> logits(const std::vector<int32_t>& tokens) const;
+
+ private:
+  using Rows = std::vector<Row>;
+
+  double number(const std::string& key, double default_value) const;
+  std::vector<float> tensor(const std::string& name) const;
+  bool has(const std::string& name) const { return model_.find(name) != nullptr; }
+
+  Row lookup(const std::string& name, int32_t row) const;
+  Rows linear(const std::string& name, const Rows& x, size_t expert = 0) const;
+  Rows rms_norm(const std::string& name, const Rows& x) const;
+  Rows layer_norm(const std::string& name, const Rows& x) const;
+  void norm_heads(const std::string& name, Rows& x) const;
+  void rotate(Rows& x, bool window_layer) const;
+  Rows attention(size_t layer, const Rows& x) const;
+  Rows gated(const std::string& prefix, const Rows& x, size_t expert) const;
+  Rows experts(const std::string& prefix, const Rows& x) const;
+  Rows decoder_layer(size_t layer, Rows x) const;
+  Rows encoder_layer(size_t layer, Rows x) const;
+  bool is_window_layer(size_t layer) const { return arch_ == "gemma3" && (layer + 1) % 6 != 0; }
+
+  gguf::Model model_;
+  std::string arch_;
+  size_t n_layer_, n_head_, n_head_kv_, head_dim_k_, head_dim_v_;
+  double eps_;
+};
+
+// sum((a - b)^2) / sum(b^2) over all rows.
+double normalised_error(const std::vector<Row>& a, const std::vector<Row>& b);
+
+}  // namespace caravan::testing

@@ -1,0 +1,36 @@
+// Tiny models with seeded random weights, written as GGUF files: one per architecture, small enough that a test runs
+// them in milliseconds, with vocabularies of single characters so that servers can serve them.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+#include "tensor/dtype.h"
+
+namespace caravan::testing {
+
+enum class TinyKind { llama, llama_moe, gemma3, bert };
+
+struct TinyModelOptions {
+  TinyKind kind = TinyKind::llama;
+  uint64_t seed = 1;
+  // Type of the matrices; norms and biases are f32. Row lengths are multiples of 32, not of 256.
+  tensor::DType matrix_type = tensor::DType::f32;
+  uint32_t n_layer = 3;  // gemma3: the sixth layer has full attention, the others a window of 8 tokens
+  bool tied_output = false;
+  bool biases = false;         // llama: biases of attention and (dense) feed-forward
+  bool scales = false;         // llama: .scale tensors of attention and (dense) feed-forward
+  bool rope_freqs = false;     // llama: the tensor of frequency factors
+  bool yarn = false;           // llama: YaRN rope scaling with factor 4
+  bool expert_scales = false;  // llama_moe: per-expert .scale tensors
+};
+
+// "llama", "llama_moe", "gemma3", "bert".
+std::string tiny_kind_name(TinyKind kind);
+
+// Writes <folder>/<name>.gguf and returns its path. The same options give the same bytes.
+std::filesystem::path write_tiny_model(const std::filesystem::path& folder, const TinyModelOptions& options,
+                                       const std::string& name = "tiny");
+
+}  // namespace caravan::testing
