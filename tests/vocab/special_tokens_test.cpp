@@ -47,9 +47,8 @@ TEST(SpecialTokens, SwallowWhiteSpaceOnTheSideTheyStrip) {
 
 // The definition: token by token, from the longest, cut every occurrence out of every stretch that is left.
 Texts split_naively(std::vector<SpecialToken> tokens, const std::string& text) {
-  std::sort(tokens.begin(), tokens.end(), [](const auto& a, const auto& b) {
-    return a.text.size() != b.text.size() ? a.text.size() > b.text.size() : a.id < b.id;
-  });
+  std::stable_sort(tokens.begin(), tokens.end(),
+                   [](const auto& a, const auto& b) { return a.text.size() > b.text.size(); });
   struct Piece {
     int token;
     std::string text;
