@@ -78,9 +78,9 @@ inline VocabularyBuilder small_bpe(const std::string& pre = "gpt-2") {
   v.pre = pre;
   for (int byte = 0; byte < 256; byte++) v.add(spell_byte(byte));
   const std::pair<const char*, const char*> merges[] = {
-      {"h", "e"},   {"l", "l"}, {"he", "ll"},     {"hell", "o"},    {" ", "w"},          {"o", "r"},
-      {" w", "or"}, {"l", "d"}, {" wor", "ld"},   {" ", " "},       {"\n", "\n"},        {"a", "a"},
-      {"aa", "aa"}, {"1", "2"}, {"\xC3", "\xA9"}, {"\xF0", "\x9F"}, {"\xF0\x9F", "\x98"}};
+      {"h", "e"},   {"l", "l"}, {"he", "ll"},     {"hell", "o"},    {" ", "w"},           {"o", "r"},
+      {" w", "or"}, {"l", "d"}, {" wor", "ld"},   {" ", " "},       {"\n", "\n"},         {"a", "a"},
+      {"aa", "aa"}, {"1", "2"}, {"\xC3", "\xA9"}, {"\xF0", "\x9F"}, {"\xF0\x9F", "\x98"}, {"o", "h"}};
   for (const auto& [left, right] : merges) {
     v.merges.push_back(spell(left) + " " + spell(right));
     v.add(spell(std::string(left) + right));

@@ -47,8 +47,9 @@ TEST(SpecialTokens, SwallowWhiteSpaceOnTheSideTheyStrip) {
 
 // The definition: token by token, from the longest, cut every occurrence out of every stretch that is left.
 Texts split_naively(std::vector<SpecialToken> tokens, const std::string& text) {
-  std::stable_sort(tokens.begin(), tokens.end(),
-                   [](const auto& a, const auto& b) { return a.text.size() > b.text.size(); });
+  std::sort(tokens.begin(), tokens.end(), [](const auto& a, const auto& b) {
+    return a.text.size() != b.text.size() ? a.text.size() > b.text.size() : a.id < b.id;
+  });
   struct Piece {
     int token;
     std::string text;
