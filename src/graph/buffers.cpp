@@ -40,8 +40,9 @@ uint64_t size_bytes(const Type& type, const RowCounts& max) {
 BufferPlan plan_buffers(std::span<const BufferUse> uses, uint64_t alignment) {
   std::vector<size_t> order(uses.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return uses[a].size_bytes > uses[b].size_bytes; });
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return uses[a].size_bytes != uses[b].size_bytes ? uses[a].size_bytes > uses[b].size_bytes : a < b;
+  });
   BufferPlan plan;
   plan.offsets.resize(uses.size());
   struct Placed {

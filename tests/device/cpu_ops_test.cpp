@@ -514,7 +514,7 @@ Doubles expert_reference(Model& model, const graph::MoeParams& p, bool selection
   std::vector<size_t> order(kExperts);
   std::iota(order.begin(), order.end(), size_t{0});
   const auto rank = [&](size_t i) { return probabilities[i] + (selection_bias ? model.values["bias"][i] : 0); };
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return rank(a) > rank(b); });
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return rank(a) > rank(b); });
   Doubles shares;
   for (size_t i = 0; i < kUsed; ++i) shares.push_back(probabilities[order[i]]);
   if (p.gating == graph::Gating::softmax_over_selected) shares = soft_max(shares);

@@ -55,11 +55,12 @@ CpuPlan::CpuPlan(const Graph& graph, const RunLimits& limits, const CacheSpec* c
     : planner_(graph, limits, cache, n_workers) {
   check_cache(graph, cache);
   planner_.plan();
+  mark_wanted();
+  find_output_buffers();
   std::vector<graph::BufferUse> uses = planner_.value_buffers.uses;
   uses.insert(uses.end(), planner_.work_buffer_uses.begin(), planner_.work_buffer_uses.end());
   buffers_ = graph::plan_buffers(uses);
   value_plan_bytes_ = buffers_.size_bytes;
-  mark_wanted();
   place_barriers();
 }
 
@@ -99,24 +100,44 @@ void CpuPlan::check_cache(const Graph& graph, const CacheSpec* cache) const {
 void CpuPlan::mark_wanted() {
   constexpr uint64_t kAlways = ~uint64_t{0};
   const Graph& graph = planner_.graph;
-  std::vector<uint64_t> value_mask(graph.values.size());
+  wanted_.assign(graph.values.size(), 0);
   for (size_t i = 0; i < graph.outputs.size(); ++i)
-    value_mask[static_cast<size_t>(graph.outputs[i].value)] |= uint64_t{1} << std::min<size_t>(i, 63);
+    wanted_[static_cast<size_t>(graph.outputs[i].value)] |= uint64_t{1} << std::min<size_t>(i, 63);
   for (size_t i = graph.nodes.size(); i-- > 0;) {
     const Node& node = graph.nodes[i];
-    uint64_t& mask = value_mask[static_cast<size_t>(node.output)];
+    uint64_t& mask = wanted_[static_cast<size_t>(node.output)];
     if (node.op == Op::paged_attention || node.op == Op::set_rows) mask = kAlways;
-    for (const ValueId input : node.inputs) value_mask[static_cast<size_t>(input)] |= mask;
+    for (const ValueId input : node.inputs) wanted_[static_cast<size_t>(input)] |= mask;
   }
   std::vector<uint64_t> buffer_mask(planner_.work_buffer_uses.size());
   for (Planner::PlannedStep& step : planner_.steps) {
     const auto output = static_cast<size_t>(graph.nodes[static_cast<size_t>(step.node)].output);
-    step.wanted_by = value_mask[output];
+    step.wanted_by = wanted_[output];
     for (const int id : step.touches.buffers_read) buffer_mask[static_cast<size_t>(id)] |= step.wanted_by;
   }
   for (Planner::PlannedStep& step : planner_.steps)
     if (step.touches.result == graph::kNoValue)
       for (const int id : step.touches.buffers_written) step.wanted_by |= buffer_mask[static_cast<size_t>(id)];
+}
+
+// A result that only one output needs is computed in that output's span: logits of many rows need no room here.
+void CpuPlan::find_output_buffers() {
+  const Graph& graph = planner_.graph;
+  graph::ValueBuffers& buffers = planner_.value_buffers;
+  output_of_buffer_.assign(buffers.uses.size(), -1);
+  for (size_t i = 0; i < graph.outputs.size() && i < 63; ++i) {
+    const auto value = static_cast<size_t>(graph.outputs[i].value);
+    const int buffer = buffers.buffer[value];
+    if (buffer < 0 || buffers.storage[value] != graph.outputs[i].value) continue;
+    bool only_this = true;
+    for (size_t id = 0; id < graph.values.size(); ++id)
+      only_this &= buffers.buffer[id] != buffer || wanted_[id] == uint64_t{1} << i;
+    for (const Node& node : graph.nodes)
+      for (const ValueId input : node.inputs) only_this &= input != graph.outputs[i].value;
+    if (!only_this) continue;
+    output_of_buffer_[static_cast<size_t>(buffer)] = static_cast<int>(i);
+    buffers.uses[static_cast<size_t>(buffer)].size_bytes = 0;
+  }
 }
 
 // A step needs a barrier before it when it touches bytes that a step since the last barrier wrote, or writes bytes that
@@ -127,7 +148,12 @@ void CpuPlan::place_barriers() {
     bool written;
   };
   const std::vector<graph::BufferUse>& value_uses = planner_.value_buffers.uses;
+  constexpr uint64_t kOutputSpans = uint64_t{1} << 62;  // where the arena surely does not reach
   const auto range = [&](size_t use, bool written) {
+    if (use < value_uses.size() && output_of_buffer_[use] >= 0) {
+      const auto output = static_cast<uint64_t>(output_of_buffer_[use]);
+      return Range{kOutputSpans + output, kOutputSpans + output + 1, written};
+    }
     const uint64_t size = use < value_uses.size() ? value_uses[use].size_bytes
                                                   : planner_.work_buffer_uses[use - value_uses.size()].size_bytes;
     return Range{buffers_.offsets[use], buffers_.offsets[use] + size, written};
@@ -189,8 +215,12 @@ CpuExecutable::CpuExecutable(const Graph& graph, std::shared_ptr<const CpuWeight
   bind_weights();
   find_uses();
   for (size_t id = 0; id < graph_.values.size(); ++id)
-    if (const int use = planner.value_buffers.buffer[id]; use >= 0 && planner.value_buffers.storage[id] == ValueId(id))
+    if (const int use = planner.value_buffers.buffer[id];
+        use >= 0 && planner.value_buffers.storage[id] == ValueId(id)) {
       context_.views[id].data = memory_.data() + plan_.buffers().offsets[static_cast<size_t>(use)];
+      if (const int output = plan_.output_of_buffer()[static_cast<size_t>(use)]; output >= 0)
+        in_output_.emplace_back(id, output);
+    }
   resolve_views(graph_, planner.max_counts, context_.views);
   for (Planner::PlannedStep& step : planner.steps) step.step->bind(context_);
 }
@@ -346,6 +376,12 @@ void CpuExecutable::check_outputs(const RunInput& input) const {
                      tensor::n_elements(graph::resolve(graph_.type(graph_.outputs[i].value).ne, counts)));
 }
 
+namespace {
+
+std::byte* as_bytes(float* values) { return reinterpret_cast<std::byte*>(values); }
+
+}  // namespace
+
 // ---- Run -----------------------------------------------------------------------------------------------------------
 
 void CpuExecutable::find_row_runs(const RunInput& input) {
@@ -470,7 +506,8 @@ void CpuExecutable::set_inputs(const RunInput& input) {
 
 void CpuExecutable::copy_outputs(const RunInput& input, int worker) const {
   for (size_t i = 0; i < graph_.outputs.size(); ++i) {
-    if (input.outputs[i].empty()) continue;
+    if (input.outputs[i].empty() || context_.view(graph_.outputs[i].value).data == as_bytes(input.outputs[i].data()))
+      continue;
     const View& view = context_.view(graph_.outputs[i].value);
     float* out = input.outputs[i].data();
     for_row_parts(view.n_rows(), view.ne[0], worker, context_.n_workers, [&](int64_t row, int64_t begin, int64_t end) {
@@ -486,6 +523,8 @@ void CpuExecutable::run(const RunInput& input) {
   find_row_runs(input);
   set_inputs(input);
   context_.input = &input;
+  for (const auto& [id, output] : in_output_)
+    context_.views[id].data = as_bytes(input.outputs[static_cast<size_t>(output)].data());
   resolve_views(graph_, context_.counts, context_.views);
   uint64_t wanted = 0;
   for (size_t i = 0; i < graph_.outputs.size(); ++i)

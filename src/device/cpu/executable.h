@@ -34,13 +34,18 @@ class CpuPlan {
 
   Planner& planner() { return planner_; }
   const graph::BufferPlan& buffers() const { return buffers_; }
+  // Per value buffer: the graph output whose span it is (it has no bytes in the arena then), or -1.
+  const std::vector<int>& output_of_buffer() const { return output_of_buffer_; }
 
  private:
   void check_cache(const graph::Graph& graph, const CacheSpec* cache) const;
   void mark_wanted();
+  void find_output_buffers();
   void place_barriers();
 
   Planner planner_;
+  std::vector<uint64_t> wanted_;  // per value: bit per graph output that needs it
+  std::vector<int> output_of_buffer_;
   graph::BufferPlan buffers_;  // values' buffers, then work buffers
   uint64_t value_plan_bytes_ = 0;
 };
@@ -98,7 +103,8 @@ class CpuExecutable final : public Executable {
   std::vector<RowRun> row_runs_;
   std::vector<IndexLimit> index_limits_;
   std::vector<GroupUse> group_uses_;
-  std::vector<DerivedInputs> derived_;  // per group
+  std::vector<DerivedInputs> derived_;             // per group
+  std::vector<std::pair<size_t, int>> in_output_;  // values that are computed in the span of an output
 };
 
 }  // namespace caravan::device::cpu
