@@ -1,0 +1,320 @@
+#include "model_options.h"
+
+#include <algorithm>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "cluster/remote_backend.h"
+#include "tensor/dtype.h"
+
+namespace caravan::app {
+namespace {
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+constexpr int kMaxThreads = 512;
+constexpr uint32_t kMaxParallel = 256;
+constexpr uint32_t kBlockTokens = 32;
+
+tensor::DType cache_type(const std::string& name) {
+  for (const tensor::DType type : {tensor::DType::f32, tensor::DType::f16, tensor::DType::q8_0}) {
+    std::string lower(tensor::dtype_name(type));
+    std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
+    if (lower == name) return type;
+  }
+  throw RequestError("KV cache type '" + name + "' is not supported; accepted: f32, f16, q8_0");
+}
+
+std::vector<double> parse_shares(const std::string& text) {
+  std::vector<double> shares;
+  for (const std::string& part : split(text, text.find('/') != std::string::npos ? '/' : ','))
+    shares.push_back(parse_number(part));
+  return shares;
+}
+
+cluster::ClusterOptions cluster_options(const ModelOptions& options) {
+  cluster::ClusterOptions cluster;
+  cluster.backends = options.rpc;
+  cluster.rpc_wait = std::chrono::seconds(options.rpc_wait_s);
+  cluster.cache.k_type = cache_type(options.k_type);
+  cluster.cache.v_type = cache_type(options.v_type);
+  cluster.cache.block_tokens = kBlockTokens;
+  cluster.cache.max_slots = options.n_parallel;
+  cluster.cache.max_rows = std::min(options.n_batch, options.n_ubatch);
+  cluster.cache.max_outputs = cluster.cache.max_rows;
+  cluster.n_ctx = options.n_ctx;
+  cluster.n_gpu_layers = options.n_gpu_layers;
+  cluster.tensor_split = options.tensor_split;
+  cluster.n_hash_threads = thread_count(options.n_threads);
+  return cluster;
+}
+
+std::string required_model(const ModelOptions& options) {
+  if (options.model.empty()) throw RequestError("no model: give one with -m FILE (or LLAMA_ARG_MODEL, APP_MODEL)");
+  return options.model;
+}
+
+}  // namespace
+
+int thread_count(int n_threads) { return n_threads > 0 ? n_threads : usable_cpu_count(); }
+
+void add_model_options(OptionParser& parser, ModelOptions& o) {
+  parser.section("Model and machines");
+  parser.add({{"-m", "--model"},
+              "FILE",
+              "GGUF model; of a split one the first part",
+              {"LLAMA_ARG_MODEL", "APP_MODEL"},
+              into(o.model)});
+  parser.add({{"--rpc"},
+              "HOST:PORT,...",
+              "backends that hold the model, in the order of layers; none: all runs here",
+              {"LLAMA_ARG_RPC", "APP_RPC_BACKENDS"},
+              into_list(o.rpc)});
+  parser.add({{"--rpc-token"},
+              "TOKEN",
+              "secret shared with the backends: encrypts and authenticates (TLS 1.3)",
+              {"APP_RPC_TOKEN"},
+              into(o.rpc_token)});
+  parser.add({{"--rpc-wait"}, "S", "seconds to wait for backends at the start (60)", {}, into(o.rpc_wait_s, 0, 86400)});
+  parser.add({{"-ngl", "--gpu-layers", "--n-gpu-layers"},
+              "N",
+              "most layers on backends, a number, auto or all (auto)",
+              {"LLAMA_ARG_N_GPU_LAYERS", "APP_GPU_LAYERS"},
+              [&o](const std::string& value) {
+                if (value == "auto" || value == "-1") {
+                  o.n_gpu_layers.reset();
+                } else {
+                  o.n_gpu_layers =
+                      value == "all" ? UINT32_MAX : static_cast<uint32_t>(parse_integer(value, 0, INT32_MAX));
+                }
+              }});
+  parser.add({{"-ts", "--tensor-split"},
+              "A,B,...",
+              "shares of the layers per backend (by free memory)",
+              {"LLAMA_ARG_TENSOR_SPLIT"},
+              [&o](const std::string& value) { o.tensor_split = parse_shares(value); }});
+  parser.add({{"--mem"},
+              "MIB",
+              "most memory for layers held by this process (what is free)",
+              {},
+              into(o.mem_mib, 1, INT32_MAX)});
+  parser.add({{"-t", "--threads"},
+              "N",
+              "threads for layers held by this process (all)",
+              {"LLAMA_ARG_THREADS"},
+              [&o](const std::string& value) {
+                o.n_threads = static_cast<int>(std::max<int64_t>(0, parse_integer(value, -1, kMaxThreads)));
+              }});
+  parser.add({{"-c", "--ctx-size"},
+              "N",
+              "context in tokens (0: the largest that fits, at most what the model was trained for)",
+              {"LLAMA_ARG_CTX_SIZE"},
+              into(o.n_ctx, 0, INT32_MAX)});
+  parser.add(
+      {{"-b", "--batch-size"}, "N", "most tokens per step (2048)", {"LLAMA_ARG_BATCH"}, into(o.n_batch, 1, 65536)});
+  parser.add({{"-ub", "--ubatch-size"},
+              "N",
+              "most tokens per step on a device (512)",
+              {"LLAMA_ARG_UBATCH"},
+              into(o.n_ubatch, 1, 65536)});
+  parser.add({{"-ctk", "--cache-type-k"},
+              "TYPE",
+              "type of the K cache: f32, f16, q8_0 (f16)",
+              {"LLAMA_ARG_CACHE_TYPE_K"},
+              into(o.k_type)});
+  parser.add({{"-ctv", "--cache-type-v"},
+              "TYPE",
+              "type of the V cache: f32, f16, q8_0 (f16)",
+              {"LLAMA_ARG_CACHE_TYPE_V"},
+              into(o.v_type)});
+  parser.add({{"-np", "--parallel"},
+              "N",
+              "sequences computed at the same time (4)",
+              {"LLAMA_ARG_N_PARALLEL"},
+              [&o](const std::string& value) {
+                const int64_t n = parse_integer(value, -1, kMaxParallel);
+                if (n == 0) throw RequestError("0 sequences cannot be served; give at least 1, or -1 for the default");
+                o.n_parallel = n < 0 ? 4 : static_cast<uint32_t>(n);
+              }});
+}
+
+void add_sampling_options(OptionParser& parser, engine::SamplingParams& s) {
+  parser.section("Sampling (requests may override)");
+  parser.add({{"--temp", "--temperature"}, "N", "temperature, 0: greedy (0.8)", {}, into(s.temperature)});
+  parser.add({{"--top-k"}, "N", "keep the K most likely tokens, 0: off (40)", {}, into(s.top_k, 0, INT32_MAX)});
+  parser.add(
+      {{"--top-p"}, "N", "keep the most likely tokens up to this probability, 1: off (0.95)", {}, into(s.top_p)});
+  parser.add({{"--min-p"},
+              "N",
+              "drop tokens below this part of the best one's probability, 0: off (0.05)",
+              {},
+              into(s.min_p)});
+  parser.add({{"--repeat-penalty"},
+              "N",
+              "penalise repeated tokens, 1: off (1.0)",
+              {"APP_REPEAT_PENALTY"},
+              into(s.repeat_penalty)});
+  parser.add({{"--repeat-last-n"},
+              "N",
+              "tokens that penalties look back on, 0: off, -1: all (64)",
+              {},
+              into(s.repeat_last_n, -1, INT32_MAX)});
+  parser.add({{"--presence-penalty"}, "N", "penalise tokens that occurred, 0: off (0)", {}, into(s.presence_penalty)});
+  parser.add({{"--frequency-penalty"},
+              "N",
+              "penalise tokens by how often they occurred, 0: off (0)",
+              {},
+              into(s.frequency_penalty)});
+  parser.add({{"-s", "--seed"}, "N", "random seed, -1: a new one each time (-1)", {}, [&s](const std::string& value) {
+                const int64_t seed = parse_integer(value, -1, UINT32_MAX);
+                s.seed.reset();
+                if (seed >= 0 && seed != UINT32_MAX) s.seed = static_cast<uint32_t>(seed);
+              }});
+  parser.add({{"--ignore-eos"}, "", "never end by an end-of-generation token", {}, into(s.ignore_eos)});
+  parser.add({{"-l", "--logit-bias"},
+              "ID(+|-)BIAS",
+              "add BIAS to the logit of token ID; may be repeated",
+              {},
+              [&s](const std::string& value) {
+                const size_t sign = value.find_first_of("+-");
+                if (sign == std::string::npos)
+                  throw RequestError("expected TOKEN+BIAS or TOKEN-BIAS, found '" + value + "'");
+                s.logit_bias.push_back({static_cast<int32_t>(parse_integer(value.substr(0, sign), 0, INT32_MAX)),
+                                        static_cast<float>(parse_number(value.substr(sign)))});
+              }});
+  parser.add({{"--samplers"}, "A;B;...", "samplers in the order of use", {}, [&s](const std::string& value) {
+                s.samplers = split(value, ';');
+              }});
+}
+
+void add_log_options(OptionParser& parser, std::string& level) {
+  parser.section("Logging");
+  parser.add(
+      {{"--log-level"}, "LEVEL", "trace, debug, info, warn, error or off (info)", {"CARAVAN_LOG_LEVEL"}, into(level)});
+  parser.add({{"-v", "--verbose"}, "", "the same as --log-level debug", {}, [&level](const std::string&) {
+                level = "debug";
+              }});
+  parser.add(
+      {{"--log-disable"}, "", "the same as --log-level off", {}, [&level](const std::string&) { level = "off"; }});
+}
+
+void add_known_model_flags(OptionParser& parser) {
+  parser.section("Accepted for compatibility");
+  parser.accepted({"-fa", "--flash-attn"}, true, "attention is always computed without an n x n buffer");
+  parser.accepted({"-tb", "--threads-batch"}, true, "prompts and generation use the threads of -t");
+  parser.accepted({"--mmap"}, false, "weights are always repacked into memory of their own");
+  parser.accepted({"--no-mmap"}, false, "weights are always repacked into memory of their own");
+  parser.accepted({"--no-warmup"}, false, "there is no warm-up");
+  parser.accepted({"--offline"}, false, "nothing is ever downloaded");
+  parser.accepted({"-kvu", "--kv-unified"}, false, "sequences always share one KV cache");
+  parser.unsupported({"-hf",
+                      "-hfr",
+                      "--hf-repo",
+                      "-hff",
+                      "--hf-file",
+                      "-hft",
+                      "--hf-token",
+                      "-mu",
+                      "--model-url",
+                      "-sm",
+                      "--split-mode",
+                      "-mg",
+                      "--main-gpu",
+                      "-dev",
+                      "--device",
+                      "--mlock",
+                      "--numa",
+                      "-ot",
+                      "--override-tensor",
+                      "-cmoe",
+                      "--cpu-moe",
+                      "-ncmoe",
+                      "--n-cpu-moe",
+                      "-nkvo",
+                      "--no-kv-offload",
+                      "--lora",
+                      "--lora-scaled",
+                      "--override-kv",
+                      "--rope-scaling",
+                      "--rope-scale",
+                      "--rope-freq-base",
+                      "--rope-freq-scale",
+                      "--yarn-orig-ctx",
+                      "--yarn-ext-factor",
+                      "--yarn-attn-factor",
+                      "--yarn-beta-slow",
+                      "--yarn-beta-fast",
+                      "--typical",
+                      "--mirostat",
+                      "--mirostat-lr",
+                      "--mirostat-ent",
+                      "--dynatemp-range",
+                      "--dynatemp-exp",
+                      "--xtc-probability",
+                      "--xtc-threshold",
+                      "--top-nsigma",
+                      "--dry-multiplier",
+                      "--dry-base",
+                      "--dry-allowed-length",
+                      "--dry-penalty-last-n",
+                      "--dry-sequence-breaker",
+                      "--grammar",
+                      "--grammar-file",
+                      "-j",
+                      "--json-schema",
+                      "-jf",
+                      "--json-schema-file",
+                      "--context-shift",
+                      "-md",
+                      "--model-draft",
+                      "--spec-type",
+                      "--mmproj",
+                      "--control-vector"});
+}
+
+OpenedModel::OpenedModel(const ModelOptions& options)
+    : file_(gguf::Model::open(required_model(options))),
+      vocabulary_(vocab::Vocabulary::load(file_.metadata())),
+      device_(thread_count(options.n_threads), select_isa(), options.mem_mib * kMiB) {
+  cluster::ClusterOptions cluster = cluster_options(options);
+  // Beside backends, this machine takes layers only as far as the user or a lack of memory there demands it.
+  cluster.local_memory = device_.info().memory_free;
+  if (!options.rpc.empty()) {
+    io_ = std::make_unique<net::IoThreads>(2);
+    connector_ = cluster::make_remote_connector(*io_, {options.rpc_token});
+  }
+  pipeline_ = std::make_unique<cluster::ClusterPipeline>(file_, device_, connector_.get(), std::move(cluster));
+}
+
+OpenedModel::~OpenedModel() = default;
+
+std::string file_type_name(const gguf::Metadata& metadata) {
+  constexpr std::pair<uint32_t, const char*> kNames[] = {
+      {0, "all F32"},       {1, "F16"},           {2, "Q4_0"},           {3, "Q4_1"},          {7, "Q8_0"},
+      {8, "Q5_0"},          {9, "Q5_1"},          {10, "Q2_K - Medium"}, {11, "Q3_K - Small"}, {12, "Q3_K - Medium"},
+      {13, "Q3_K - Large"}, {14, "Q4_K - Small"}, {15, "Q4_K - Medium"}, {16, "Q5_K - Small"}, {17, "Q5_K - Medium"},
+      {18, "Q6_K"},         {25, "IQ4_NL"},       {30, "IQ4_XS"},        {32, "BF16"},         {38, "MXFP4 MoE"}};
+  const auto type = metadata.find_u32("general.file_type");
+  for (const auto& [number, name] : kNames)
+    if (type && number == *type) return name;
+  return type ? "file type " + std::to_string(*type) : "unknown";
+}
+
+engine::Pooling embedding_pooling(const std::string& name, const models::Hyperparameters& hp) {
+  if (name == "none") return engine::Pooling::none;
+  if (name == "mean") return engine::Pooling::mean;
+  if (name == "cls") return engine::Pooling::cls;
+  if (name == "last") return engine::Pooling::last;
+  if (!name.empty()) throw RequestError("--pooling '" + name + "' is not supported; accepted: none, mean, cls, last");
+  switch (hp.pooling) {
+    case models::Pooling::mean:
+      return engine::Pooling::mean;
+    case models::Pooling::cls:
+      return engine::Pooling::cls;
+    case models::Pooling::last:
+      return engine::Pooling::last;
+    default:
+      return hp.causal ? engine::Pooling::last : engine::Pooling::mean;
+  }
+}
+
+}  // namespace caravan::app

@@ -1,0 +1,78 @@
+// Options that server, cli, embedding, logits and bench share, and the model they open: file, vocabulary, device,
+// pipeline.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cluster/cluster_pipeline.h"
+#include "device/cpu/cpu_device.h"
+#include "engine/request.h"
+#include "engine/sampling_params.h"
+#include "gguf/reader.h"
+#include "net/io.h"
+#include "options.h"
+#include "vocab/vocabulary.h"
+
+namespace caravan::app {
+
+struct ModelOptions {
+  std::string model;
+  uint32_t n_ctx = 0;                          // -c; 0: the largest that fits
+  uint32_t n_batch = 2048, n_ubatch = 512;     // rows per step: the smaller of both
+  uint32_t n_parallel = 4;                     // -np
+  int n_threads = 0;                           // -t; 0: all usable
+  std::string k_type = "f16", v_type = "f16";  // -ctk, -ctv
+  uint64_t mem_mib = 0;                        // --mem of this process's own stages; 0: what is free
+  std::vector<std::string> rpc;                // --rpc
+  std::string rpc_token;
+  uint32_t rpc_wait_s = 60;
+  std::optional<uint32_t> n_gpu_layers;  // -ngl
+  std::vector<double> tensor_split;      // -ts
+  std::string log_level = "info";
+};
+
+// Adds the rows that read into options; environment variables are llama.cpp's (LLAMA_ARG_*) and the containers'
+// (APP_*).
+void add_model_options(OptionParser& parser, ModelOptions& options);
+void add_sampling_options(OptionParser& parser, engine::SamplingParams& sampling);
+void add_log_options(OptionParser& parser, std::string& level);
+// Flags of llama.cpp's tools that concern the model and are not supported, or mean nothing here.
+void add_known_model_flags(OptionParser& parser);
+
+// A model that was opened: checked, but not loaded; pipeline().start() does that. Members are destroyed last to first.
+class OpenedModel {
+ public:
+  // Reads the file's header and vocabulary. Throws RequestError without -m, SystemError, FormatError,
+  // NotSupportedError.
+  explicit OpenedModel(const ModelOptions& options);
+  ~OpenedModel();
+
+  const gguf::Model& file() const { return file_; }
+  const vocab::Vocabulary& vocabulary() const { return *vocabulary_; }
+  cluster::ClusterPipeline& pipeline() { return *pipeline_; }
+  const models::Hyperparameters& hyperparameters() const { return pipeline_->hyperparameters(); }
+  device::cpu::CpuDevice& device() { return device_; }
+
+ private:
+  gguf::Model file_;
+  std::unique_ptr<const vocab::Vocabulary> vocabulary_;
+  device::cpu::CpuDevice device_;
+  std::unique_ptr<net::IoThreads> io_;
+  std::unique_ptr<cluster::BackendConnector> connector_;
+  std::unique_ptr<cluster::ClusterPipeline> pipeline_;
+};
+
+// -t as given, or every usable processor.
+int thread_count(int n_threads);
+
+// How embeddings are pooled: as --pooling says, else as the model does, else the mean (encoders) or the last token.
+// Throws RequestError for an unknown name.
+engine::Pooling embedding_pooling(const std::string& name, const models::Hyperparameters& hp);
+
+// "Q4_K - Medium" for general.file_type 15; "unknown" where the key is missing.
+std::string file_type_name(const gguf::Metadata& metadata);
+
+}  // namespace caravan::app

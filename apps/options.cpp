@@ -1,0 +1,259 @@
+#include "options.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+
+#include "base/error.h"
+
+namespace caravan::app {
+namespace {
+
+constexpr size_t kHelpColumn = 36;
+
+// Long names compare with '-' for '_'.
+std::string canonical(const std::string& name) {
+  std::string result = name;
+  if (name.rfind("--", 0) == 0) std::replace(result.begin() + 2, result.end(), '_', '-');
+  return result;
+}
+
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t substituted = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substituted});
+    }
+  }
+  return row.back();
+}
+
+// "-1" and "-0.5" are values, not options.
+bool looks_like_option(const std::string& text) {
+  return text.size() > 1 && text[0] == '-' && !(text[1] >= '0' && text[1] <= '9') && text[1] != '.';
+}
+
+}  // namespace
+
+OptionParser::OptionParser(std::string usage, std::string about) : usage_(std::move(usage)), about_(std::move(about)) {}
+
+void OptionParser::section(std::string title) { sections_.push_back(std::move(title)); }
+
+void OptionParser::add(Option option) { rows_.push_back({std::move(option), Row::Kind::normal, sections_.size() - 1}); }
+
+void OptionParser::unsupported(std::vector<std::string> names) {
+  for (std::string& name : names) rows_.push_back({{{std::move(name)}, "", "", {}, {}}, Row::Kind::unsupported, 0});
+}
+
+void OptionParser::accepted(std::vector<std::string> names, bool takes_value, std::string why) {
+  rows_.push_back(
+      {{std::move(names), takes_value ? "V" : "", std::move(why), {}, {}}, Row::Kind::accepted, sections_.size() - 1});
+}
+
+void OptionParser::positional(std::string name, std::string help, std::function<void(const std::string&)> set) {
+  positionals_.push_back({std::move(name), std::move(help), std::move(set)});
+}
+
+const OptionParser::Row* OptionParser::find(const std::string& name) const {
+  const std::string wanted = canonical(name);
+  for (const Row& row : rows_)
+    for (const std::string& candidate : row.option.names)
+      if (candidate == wanted) return &row;
+  return nullptr;
+}
+
+void OptionParser::unknown(const std::string& name) const {
+  std::vector<std::string> candidates;
+  for (const Row& row : rows_)
+    if (row.kind != Row::Kind::unsupported)
+      candidates.insert(candidates.end(), row.option.names.begin(), row.option.names.end());
+  const auto suggestion = closest(canonical(name), candidates);
+  throw RequestError(fmt::format("invalid argument: {}{}; --help lists all options", name,
+                                 suggestion ? fmt::format(", did you mean {}?", *suggestion) : ""));
+}
+
+void OptionParser::apply(const Row& row, const std::string& name, const std::string& value) const {
+  try {
+    if (row.option.set) row.option.set(value);
+  } catch (const RequestError& error) {
+    throw RequestError(fmt::format("{}: {}", name, error.what()));
+  }
+}
+
+void OptionParser::apply_environment() {
+  for (const Row& row : rows_)
+    for (const std::string& variable : row.option.environment) {
+      const char* text = std::getenv(variable.c_str());
+      if (text == nullptr || *text == '\0') continue;
+      const std::string value = text;
+      if (row.option.value.empty()) {
+        const bool on = value == "1" || value == "on" || value == "true" || value == "enabled";
+        const bool off = value == "0" || value == "off" || value == "false" || value == "disabled";
+        if (!on && !off)
+          throw RequestError(
+              fmt::format("{}='{}': accepted are on, true, enabled, 1 and off, false, disabled, 0", variable, value));
+        if (on) apply(row, variable, "");
+      } else {
+        apply(row, fmt::format("{}='{}'", variable, value), value);
+      }
+      break;
+    }
+}
+
+OptionParser::Result OptionParser::parse(int argc, char** argv) {
+  size_t n_positional = 0;
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (argument == "-h" || argument == "--help" || argument == "--usage") {
+      std::fputs(help().c_str(), stdout);
+      return Result::exit;
+    }
+    if (argument == "--version") {
+      fmt::print(stderr, "version: {}\nbuilt with {}\n", CARAVAN_VERSION, __VERSION__);
+      return Result::exit;
+    }
+  }
+  apply_environment();
+  for (int i = 1; i < argc; ++i) {
+    const std::string argument = argv[i];
+    if (!looks_like_option(argument)) {
+      if (n_positional == positionals_.size()) throw RequestError(fmt::format("unexpected argument '{}'", argument));
+      positionals_[n_positional++].set(argument);
+      continue;
+    }
+    const size_t equals = argument.rfind("--", 0) == 0 ? argument.find('=') : std::string::npos;
+    const std::string name = argument.substr(0, equals);
+    const Row* row = find(name);
+    if (row == nullptr) unknown(name);
+    if (row->kind == Row::Kind::unsupported)
+      throw RequestError(fmt::format("{} is not supported by this version", name));
+    std::string value;
+    if (!row->option.value.empty()) {
+      if (equals != std::string::npos) {
+        value = argument.substr(equals + 1);
+      } else if (i + 1 < argc && !(row->option.value.front() == '[' && looks_like_option(argv[i + 1]))) {
+        value = argv[++i];
+      } else if (row->option.value.front() != '[') {  // "[on|off]": the value may be left out
+        throw RequestError(fmt::format("{}: a value {} is missing", name, row->option.value));
+      }
+    } else if (equals != std::string::npos) {
+      throw RequestError(fmt::format("{} takes no value", name));
+    }
+    apply(*row, name, value);
+  }
+  if (n_positional < positionals_.size())
+    throw RequestError(
+        fmt::format("missing argument {}: {}", positionals_[n_positional].name, positionals_[n_positional].help));
+  return Result::run;
+}
+
+std::string OptionParser::help() const {
+  std::string text = fmt::format("usage: {}\n\n{}\n", usage_, about_);
+  for (const Positional& p : positionals_) text += fmt::format("\n  {:<{}} {}\n", p.name, kHelpColumn - 3, p.help);
+  for (size_t s = 0; s < sections_.size(); ++s) {
+    bool titled = false;
+    for (const Row& row : rows_) {
+      if (row.section != s || row.kind == Row::Kind::unsupported) continue;
+      if (!titled) text += fmt::format("\n{}\n", sections_[s].empty() ? "Options:" : sections_[s] + ":");
+      titled = true;
+      std::string left = fmt::format("  {} {}", fmt::join(row.option.names, ", "), row.option.value);
+      if (left.size() >= kHelpColumn - 1) left += "\n" + std::string(kHelpColumn, ' ');
+      text += fmt::format("{:<{}}{}", left, kHelpColumn, row.option.help);
+      if (!row.option.environment.empty()) text += fmt::format(" [{}]", fmt::join(row.option.environment, ", "));
+      text += '\n';
+    }
+  }
+  text += fmt::format("\n  {:<{}}{}\n  {:<{}}{}\n", "-h, --help", kHelpColumn - 2, "print this and exit", "--version",
+                      kHelpColumn - 2, "print the version and exit");
+  return text;
+}
+
+std::function<void(const std::string&)> into(std::string& target) {
+  return [&target](const std::string& value) { target = value; };
+}
+
+std::function<void(const std::string&)> into(bool& target, bool value) {
+  return [&target, value](const std::string&) { target = value; };
+}
+
+std::function<void(const std::string&)> into(int& target, int64_t least, int64_t most) {
+  return [&target, least, most](const std::string& value) {
+    target = static_cast<int>(parse_integer(value, least, most));
+  };
+}
+
+std::function<void(const std::string&)> into(uint32_t& target, int64_t least, int64_t most) {
+  return [&target, least, most](const std::string& value) {
+    target = static_cast<uint32_t>(parse_integer(value, least, most));
+  };
+}
+
+std::function<void(const std::string&)> into(uint64_t& target, int64_t least, int64_t most) {
+  return [&target, least, most](const std::string& value) {
+    target = static_cast<uint64_t>(parse_integer(value, least, most));
+  };
+}
+
+std::function<void(const std::string&)> into(float& target) {
+  return [&target](const std::string& value) { target = static_cast<float>(parse_number(value)); };
+}
+
+std::function<void(const std::string&)> into_list(std::vector<std::string>& target) {
+  return [&target](const std::string& value) {
+    target = split(value, ',');
+    std::erase(target, "");
+  };
+}
+
+int64_t parse_integer(const std::string& text, int64_t least, int64_t most) {
+  int64_t value = 0;
+  const auto parsed = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (parsed.ec != std::errc() || parsed.ptr != text.data() + text.size() || value < least || value > most)
+    throw RequestError(fmt::format("expected a whole number from {} to {}, found '{}'", least, most, text));
+  return value;
+}
+
+double parse_number(const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end != '\0' || !std::isfinite(value))
+    throw RequestError(fmt::format("expected a number, found '{}'", text));
+  return value;
+}
+
+std::vector<std::string> split(std::string_view text, char separator) {
+  std::vector<std::string> parts;
+  while (true) {
+    const size_t end = text.find(separator);
+    parts.emplace_back(text.substr(0, end));
+    if (end == std::string_view::npos) return parts;
+    text.remove_prefix(end + 1);
+  }
+}
+
+std::optional<std::string> closest(const std::string& name, std::span<const std::string> candidates) {
+  std::optional<std::string> best;
+  size_t best_distance = std::max<size_t>(2, name.size() / 3) + 1;  // about one mistake in three characters
+  for (const std::string& candidate : candidates) {
+    const size_t distance = edit_distance(name, candidate);
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+}  // namespace caravan::app

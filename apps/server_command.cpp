@@ -1,0 +1,216 @@
+// caravan server (llama-server): a model over HTTP.
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <ctime>
+#include <exception>
+#include <thread>
+
+#include "base/file.h"
+#include "base/log.h"
+#include "commands.h"
+#include "engine/engine.h"
+#include "http/server.h"
+#include "model_options.h"
+#include "server/api.h"
+
+namespace caravan::app {
+namespace {
+
+struct ServerCommandOptions {
+  ModelOptions model;
+  server::ApiSettings api;
+  std::string host = "127.0.0.1";
+  int port = 8080;
+  std::vector<std::string> aliases;
+  std::string api_prefix, pooling, cors_origins = "*";
+  int n_http_threads = 2;
+  int timeout_s = 600;
+  int stop_grace_s = 10;
+  uint32_t max_queue = 256;
+};
+
+OptionParser make_parser(ServerCommandOptions& o) {
+  OptionParser parser("caravan server -m FILE [--rpc HOST:PORT,...] [options]",
+                      "Serves a GGUF model over HTTP with llama-server's API. Also runs under the name llama-server.");
+  add_model_options(parser, o.model);
+  parser.section("HTTP");
+  parser.add({{"--host"}, "HOST", "address to listen on (127.0.0.1)", {"LLAMA_ARG_HOST", "APP_BIND"}, into(o.host)});
+  parser.add({{"--port"},
+              "N",
+              "port to listen on, 0: any free one (8080)",
+              {"LLAMA_ARG_PORT", "APP_PORT"},
+              into(o.port, 0, 65535)});
+  parser.add({{"-a", "--alias"},
+              "NAME,...",
+              "names of the model in answers (the path)",
+              {"LLAMA_ARG_ALIAS"},
+              into_list(o.aliases)});
+  parser.add(
+      {{"--api-key"}, "KEY,...", "keys of which a client must send one", {"LLAMA_API_KEY"}, into_list(o.api.api_keys)});
+  parser.add({{"--api-prefix"}, "PATH", "put before every path", {"LLAMA_ARG_API_PREFIX"}, into(o.api_prefix)});
+  parser.add({{"--cors-origins"},
+              "ORIGINS",
+              "origins that browsers may call from, * for all (*)",
+              {"LLAMA_ARG_CORS_ORIGINS"},
+              into(o.cors_origins)});
+  parser.add({{"--threads-http"},
+              "N",
+              "threads for connections (2)",
+              {"LLAMA_ARG_THREADS_HTTP"},
+              [&o](const std::string& value) {
+                o.n_http_threads = static_cast<int>(std::max<int64_t>(2, parse_integer(value, -1, 64)));
+              }});
+  parser.add({{"-to", "--timeout"},
+              "S",
+              "seconds that a connection may be idle or a client may not read (600)",
+              {"LLAMA_ARG_TIMEOUT"},
+              into(o.timeout_s, 1, 86400)});
+  parser.add({{"--max-queue"},
+              "N",
+              "requests that may wait before more are refused (256)",
+              {},
+              into(o.max_queue, 1, 1000000)});
+  parser.add({{"--stop-timeout"},
+              "S",
+              "seconds that running requests have to finish after SIGTERM (10)",
+              {},
+              into(o.stop_grace_s, 0, 3600)});
+  parser.section("Requests");
+  parser.add({{"-n", "--predict", "--n-predict"},
+              "N",
+              "most tokens of an answer, -1: no limit (-1)",
+              {"LLAMA_ARG_N_PREDICT"},
+              into(o.api.n_predict, -2, INT32_MAX)});
+  parser.add({{"--embedding", "--embeddings"},
+              "",
+              "only embed: generation answers 501",
+              {"LLAMA_ARG_EMBEDDINGS"},
+              into(o.api.embeddings_only)});
+  parser.add({{"--pooling"},
+              "TYPE",
+              "how embeddings are made: none, mean, cls, last (the model's own)",
+              {"LLAMA_ARG_POOLING"},
+              into(o.pooling)});
+  add_sampling_options(parser, o.api.sampling);
+  add_log_options(parser, o.model.log_level);
+  add_known_model_flags(parser);
+  parser.accepted({"--metrics"}, false, "/metrics is always there");
+  parser.accepted({"-cb", "--cont-batching"}, false, "requests are always batched together");
+  parser.accepted({"--no-slots"}, false, "/slots is not supported");
+  parser.accepted({"--no-ui", "--no-webui"}, false, "there is no web page");
+  parser.accepted({"--jinja"}, false, "chat templates are not rendered by this version");
+  parser.accepted({"--no-jinja"}, false, "chat templates are not rendered by this version");
+  parser.unsupported(
+      {"-nocb",          "--no-cont-batching", "--rerank",        "--reranking",          "--slots",
+       "--props",        "--slot-save-path",   "--chat-template", "--chat-template-file", "--api-key-file",
+       "--ssl-key-file", "--ssl-cert-file",    "--path",          "--reasoning-format",   "--reasoning-budget",
+       "--cache-reuse",  "--cache-ram",        "-cram",           "--models-dir",         "--sleep-idle-seconds",
+       "--tools"});
+  return parser;
+}
+
+server::ModelFacts model_facts(const OpenedModel& opened, const models::Hyperparameters& hp,
+                               const ServerCommandOptions& o) {
+  server::ModelFacts facts;
+  facts.path = o.model.model;
+  facts.aliases = o.aliases;
+  std::sort(facts.aliases.begin(), facts.aliases.end());
+  facts.architecture = hp.architecture;
+  facts.file_type = file_type_name(opened.file().metadata());
+  for (const auto& tensor : opened.file().tensors())
+    facts.n_params += static_cast<uint64_t>(tensor::n_elements(tensor.ne));
+  facts.size_bytes = opened.file().weight_bytes();
+  facts.n_ctx_train = hp.n_ctx_train;
+  facts.n_embd = hp.n_embd;
+  facts.n_vocab = hp.n_vocab;
+  facts.causal = hp.causal;
+  facts.pooling = embedding_pooling(o.pooling, hp);
+  facts.created = std::time(nullptr);
+  return facts;
+}
+
+// Blocks the signals that end the server in this thread and all it starts; they are taken by wait_for_signal().
+sigset_t block_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaddset(&set, signal);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+  return set;
+}
+
+int wait_for_signal(const sigset_t& set) {
+  int signal = 0;
+  sigwait(&set, &signal);
+  return signal;
+}
+
+// A second signal while the server stops ends it at once.
+void exit_on_next_signal(const sigset_t& set) {
+  std::thread([set] {
+    wait_for_signal(set);
+    std::_Exit(1);
+  }).detach();
+}
+
+}  // namespace
+
+int run_server(int argc, char** argv) {
+  ServerCommandOptions options;
+  OptionParser parser = make_parser(options);
+  if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
+  configure_logging(parse_log_level(options.model.log_level));
+  const sigset_t signals = block_signals();
+
+  OpenedModel opened(options.model);
+  engine::validate(options.api.sampling, opened.hyperparameters().n_vocab);
+  engine::EngineOptions engine_options;
+  engine_options.max_queue = options.max_queue;
+  engine::Engine engine(opened.pipeline(), opened.vocabulary(), engine_options);
+  const server::Api api{engine, opened.vocabulary(), model_facts(opened, opened.hyperparameters(), options),
+                        options.api};
+
+  http::Router router;
+  server::add_routes(router, api, options.api_prefix);
+  http::ServerOptions http_options;
+  http_options.guard = server::make_guard(api, options.api_prefix);
+  http_options.error_response = server::error_response;
+  http_options.cors_origins = options.cors_origins;
+  http_options.idle_timeout = http_options.write_timeout = std::chrono::seconds(options.timeout_s);
+  net::IoThreads io(options.n_http_threads);
+  http::Server http(io, router, http_options);
+  http.listen({options.host, static_cast<uint16_t>(options.port)});
+  spdlog::info("listening on http://{}:{}, loading {}", options.host, http.port(), options.model.model);
+
+  // Loading runs beside, so that /health answers and SIGTERM is heard meanwhile.
+  std::exception_ptr failure;
+  std::thread loader([&] {
+    try {
+      opened.pipeline().start();
+    } catch (...) {
+      failure = std::current_exception();
+      kill(getpid(), SIGUSR1);
+    }
+  });
+  const int signal = wait_for_signal(signals);
+  if (signal == SIGUSR1) {
+    loader.join();
+    http.stop(std::chrono::milliseconds(0));
+    std::rethrow_exception(failure);
+  }
+  exit_on_next_signal(signals);
+  if (engine.status().state == engine::EngineStatus::State::loading) {
+    spdlog::info("stopped while loading");
+    std::_Exit(0);  // nothing is served yet, and loading cannot be interrupted in between
+  }
+  spdlog::info("stopping: running requests have {} s to finish", options.stop_grace_s);
+  loader.join();
+  engine.shutdown(std::chrono::seconds(options.stop_grace_s));
+  http.stop(std::chrono::seconds(2));
+  spdlog::info("stopped");
+  return 0;
+}
+
+}  // namespace caravan::app

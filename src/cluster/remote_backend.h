@@ -1,0 +1,20 @@
+// Backends over the wire: the connector that cluster_pipeline uses outside tests.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "cluster/backend.h"
+#include "net/io.h"
+
+namespace caravan::cluster {
+
+struct RemoteOptions {
+  std::string token;  // empty: plaintext, only to backends without a token
+  std::chrono::milliseconds heartbeat_timeout{5000};
+};
+
+// Connects to `caravan backend` processes. io outlives the connector and its backends.
+std::unique_ptr<BackendConnector> make_remote_connector(net::IoThreads& io, RemoteOptions options);
+
+}  // namespace caravan::cluster
