@@ -1,0 +1,194 @@
+// caravan bench: prompt and generation speed of a model, beside what the machine can do at best.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/progress.h"
+#include "commands.h"
+#include "device/cpu/limits.h"
+#include "model_options.h"
+#include "sequence_driver.h"
+
+namespace caravan::app {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct BenchOptions {
+  ModelOptions model;
+  int n_prompt = 256, n_gen = 64, repetitions = 5;
+  std::string format = "md";
+};
+
+OptionParser make_parser(BenchOptions& o) {
+  OptionParser parser("caravan bench -m FILE [-p N] [-n N] [-t N] [--rpc HOST:PORT,...] [-r N] [-o md|json]",
+                      "Measures prompt and generation speed, and this machine's limits in the same run.");
+  add_model_options(parser, o.model);
+  parser.section("Measurement");
+  parser.add({{"-p", "--n-prompt"}, "N", "tokens of the prompt (256)", {}, into(o.n_prompt, 1, 1000000)});
+  parser.add({{"-n", "--n-gen"}, "N", "tokens generated after it (64)", {}, into(o.n_gen, 1, 1000000)});
+  parser.add(
+      {{"-r", "--repetitions"}, "N", "runs, of which the median is given (5)", {}, into(o.repetitions, 1, 1000)});
+  parser.add({{"-o", "--output"}, "F", "md or json (md)", {}, [&o](const std::string& value) {
+                if (value != "md" && value != "json") throw RequestError("accepted: md, json; found '" + value + "'");
+                o.format = value;
+              }});
+  add_log_options(parser, o.model.log_level);
+  add_known_model_flags(parser);
+  return parser;
+}
+
+// What one token takes, counted in the file's own bytes.
+struct ModelWork {
+  double weight_bytes =
+      0;  // read per generated token: layers (used experts only) and the output matrix, no embedding rows
+  double layer_weights = 0;   // multiplied per token
+  double output_weights = 0;  // multiplied per output row
+};
+
+ModelWork model_work(const OpenedModel& opened) {
+  const models::Hyperparameters& hp = opened.hyperparameters();
+  const gguf::Model& file = opened.file();
+  const bool tied = file.find("output.weight") == nullptr;
+  ModelWork work;
+  for (const gguf::TensorInfo& tensor : file.tensors()) {
+    const auto bytes = static_cast<double>(tensor.size_bytes);
+    const auto elements = static_cast<double>(tensor::n_elements(tensor.ne));
+    const bool is_embedding = tensor.name.rfind("token_embd.", 0) == 0;
+    const bool is_output = tensor.name == "output.weight" || (tied && is_embedding);
+    const bool is_expert = tensor.name.find("_exps.") != std::string::npos;
+    const double share = is_expert && hp.n_expert > 0 ? double{hp.n_expert_used * 1.0} / hp.n_expert : 1.0;
+    if (is_embedding && !is_output) continue;
+    work.weight_bytes += bytes * share;
+    if (is_output) {
+      work.output_weights += elements;
+    } else if (tensor.name.rfind("blk.", 0) == 0 && tensor.ne[1] > 1) {
+      work.layer_weights += elements * share;
+    }
+  }
+  return work;
+}
+
+struct Series {
+  std::vector<double> values;
+  double median() const {
+    std::vector<double> sorted = values;
+    std::sort(sorted.begin(), sorted.end());
+    const size_t n = sorted.size();
+    return n % 2 == 1 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+  }
+  double min() const { return *std::min_element(values.begin(), values.end()); }
+  double max() const { return *std::max_element(values.begin(), values.end()); }
+  Json json() const { return {{"median", median()}, {"min", min()}, {"max", max()}, {"n", values.size()}}; }
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// One prompt and one generation after it; rates are appended.
+void measure(SequenceDriver& driver, const BenchOptions& options, uint32_t n_vocab, Series& prompt,
+             Series& generation) {
+  std::vector<int32_t> tokens(static_cast<size_t>(options.n_prompt));
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>((i * 7919 + 13) % n_vocab);
+  const uint32_t last[] = {static_cast<uint32_t>(tokens.size() - 1)};
+  const stage::OutputRequest argmax{0, stage::OutputKind::candidates, 1, {}};
+  const stage::Slot slots[] = {0};
+
+  driver.clear(0);
+  auto start = std::chrono::steady_clock::now();
+  auto rows = driver.forward(0, tokens, last, argmax);
+  prompt.values.push_back(options.n_prompt / seconds_since(start));
+  start = std::chrono::steady_clock::now();
+  for (int i = 0; i < options.n_gen; ++i) {
+    const int32_t next[] = {rows.front().ids.front()};
+    rows = driver.step(slots, next, argmax);
+  }
+  generation.values.push_back(options.n_gen / seconds_since(start));
+}
+
+void print_markdown(const Json& r, const BenchOptions& o, const std::string& file_type) {
+  const auto row = [](const std::string& test, const Json& s, const std::string& work, double percent, const char* of) {
+    fmt::print("| {:<7} | {:>10.2f} | {:>8.2f} - {:<8.2f} | {:>14} | {:>5.1f}% of {} |\n", test,
+               s["median"].get<double>(), s["min"].get<double>(), s["max"].get<double>(), work, percent, of);
+  };
+  const Json& limits = r["limits"];
+  const double ops = r["prompt"]["ops_per_s"], bytes = r["generation"]["weight_bytes_per_s"];
+  const bool is_float = r["float_weights"];
+  const double compute_limit = is_float ? limits["f32_flop_per_s"] : limits["int8_ops_per_s"];
+  fmt::print("{} ({}), {} threads{}\n\n", o.model.model, file_type, r["threads"].get<int>(),
+             o.model.rpc.empty() ? "" : fmt::format(", {} backends", o.model.rpc.size()));
+  fmt::print("| test    |   tokens/s |        min - max    |           rate | of the machine's limit |\n");
+  fmt::print("|---------|-----------:|:-------------------:|---------------:|------------------------|\n");
+  row(fmt::format("pp{}", o.n_prompt), r["prompt"]["tokens_per_s"], fmt::format("{:.1f} Gop/s", ops / 1e9),
+      100 * ops / compute_limit, is_float ? "f32" : "int8");
+  row(fmt::format("tg{}", o.n_gen), r["generation"]["tokens_per_s"], fmt::format("{:.2f} GB/s", bytes / 1e9),
+      100 * bytes / limits["read_bytes_per_s"].get<double>(), "read");
+  fmt::print(
+      "\nlimits measured in this run, {} threads: read {:.1f} GB/s, int8 {:.0f} Gop/s, f32 {:.0f} GFLOP/s; peak memory "
+      "{}\n",
+      r["threads"].get<int>(), limits["read_bytes_per_s"].get<double>() / 1e9,
+      limits["int8_ops_per_s"].get<double>() / 1e9, limits["f32_flop_per_s"].get<double>() / 1e9,
+      format_bytes(peak_resident_memory_bytes()));
+}
+
+bool has_float_matrices(const gguf::Model& file) {
+  for (const gguf::TensorInfo& tensor : file.tensors())
+    if (tensor.name.rfind("blk.", 0) == 0 && tensor.ne[1] > 1) return tensor::dtype_info(tensor.type).block_length == 1;
+  return true;
+}
+
+}  // namespace
+
+int run_bench(int argc, char** argv) {
+  BenchOptions options;
+  OptionParser parser = make_parser(options);
+  options.model.n_parallel = 1;
+  options.model.log_level = "warn";
+  if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
+  configure_logging(parse_log_level(options.model.log_level));
+  if (options.model.n_ctx == 0) options.model.n_ctx = static_cast<uint32_t>(options.n_prompt + options.n_gen + 1);
+
+  const int n_threads = thread_count(options.model.n_threads);
+  const device::cpu::MachineLimits limits = device::cpu::measure_limits(n_threads);
+  OpenedModel opened(options.model);
+  opened.pipeline().start();
+  SequenceDriver driver(opened.pipeline());
+  const ModelWork work = model_work(opened);
+
+  Series prompt, generation;
+  Series warm_up_prompt, warm_up_generation;
+  measure(driver, options, opened.hyperparameters().n_vocab, warm_up_prompt, warm_up_generation);
+  for (int i = 0; i < options.repetitions; ++i)
+    measure(driver, options, opened.hyperparameters().n_vocab, prompt, generation);
+
+  const double prompt_ops = 2 * work.layer_weights * options.n_prompt + 2 * work.output_weights;
+  const Json result = {{"model", options.model.model},
+                       {"threads", n_threads},
+                       {"isa", std::string(isa_name(select_isa()))},
+                       {"backends", options.model.rpc},
+                       {"float_weights", has_float_matrices(opened.file())},
+                       {"prompt",
+                        {{"n", options.n_prompt},
+                         {"tokens_per_s", prompt.json()},
+                         {"ops_per_s", prompt_ops * prompt.median() / options.n_prompt}}},
+                       {"generation",
+                        {{"n", options.n_gen},
+                         {"tokens_per_s", generation.json()},
+                         {"weight_bytes_per_s", work.weight_bytes * generation.median()}}},
+                       {"limits",
+                        {{"read_bytes_per_s", limits.read_bytes_per_s},
+                         {"int8_ops_per_s", limits.int8_ops_per_s},
+                         {"f32_flop_per_s", limits.f32_flop_per_s}}}};
+  if (options.format == "json") {
+    fmt::print("{}\n", result.dump(2));
+  } else {
+    print_markdown(result, options, file_type_name(opened.file().metadata()));
+  }
+  return 0;
+}
+
+}  // namespace caravan::app
