@@ -14,6 +14,7 @@
 #include "http/server.h"
 #include "model_options.h"
 #include "server/api.h"
+#include "signals.h"
 
 namespace caravan::app {
 namespace {
@@ -131,30 +132,6 @@ server::ModelFacts model_facts(const OpenedModel& opened, const models::Hyperpar
   return facts;
 }
 
-// Blocks the signals that end the server in this thread and all it starts; they are taken by wait_for_signal().
-sigset_t block_signals() {
-  sigset_t set;
-  sigemptyset(&set);
-  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) sigaddset(&set, signal);
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);
-  return set;
-}
-
-int wait_for_signal(const sigset_t& set) {
-  int signal = 0;
-  sigwait(&set, &signal);
-  return signal;
-}
-
-// A second signal while the server stops ends it at once.
-void exit_on_next_signal(const sigset_t& set) {
-  std::thread([set] {
-    wait_for_signal(set);
-    std::_Exit(1);
-  }).detach();
-}
-
 }  // namespace
 
 int run_server(int argc, char** argv) {
@@ -162,7 +139,7 @@ int run_server(int argc, char** argv) {
   OptionParser parser = make_parser(options);
   if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
   configure_logging(parse_log_level(options.model.log_level));
-  const sigset_t signals = block_signals();
+  const sigset_t signals = block_stop_signals();
 
   OpenedModel opened(options.model);
   engine::validate(options.api.sampling, opened.hyperparameters().n_vocab);
@@ -194,7 +171,7 @@ int run_server(int argc, char** argv) {
       kill(getpid(), SIGUSR1);
     }
   });
-  const int signal = wait_for_signal(signals);
+  const int signal = wait_for_stop_signal(signals);
   if (signal == SIGUSR1) {
     loader.join();
     http.stop(std::chrono::milliseconds(0));

@@ -1,0 +1,90 @@
+// caravan backend (rpc-server): offers this machine's memory and processor to servers.
+#include <fmt/format.h>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/progress.h"
+#include "commands.h"
+#include "device/cpu/cpu_device.h"
+#include "model_options.h"
+#include "remote/backend_service.h"
+#include "signals.h"
+
+namespace caravan::app {
+namespace {
+
+struct BackendCommandOptions {
+  std::string host = "127.0.0.1", token, log_level = "info", name;
+  int port = 50052, n_threads = 0;
+  uint32_t keep_alive_s = 300;
+  uint64_t mem_mib = 0;
+};
+
+OptionParser make_parser(BackendCommandOptions& o) {
+  OptionParser parser("caravan backend [--host HOST] [--port N] [--mem MIB] [-t N] [--rpc-token TOKEN]",
+                      "Holds layers of models for servers and computes them. Also runs under the name rpc-server.");
+  parser.add({{"-H", "--host"}, "HOST", "address to listen on (127.0.0.1)", {"APP_BIND"}, into(o.host)});
+  parser.add(
+      {{"-p", "--port"}, "N", "port to listen on, 0: any free one (50052)", {"APP_PORT"}, into(o.port, 0, 65535)});
+  parser.add({{"-m", "--mem"},
+              "MIB",
+              "most memory for weights, KV cache and scratch together (what is free)",
+              {"APP_MEM"},
+              [&o](const std::string& value) {
+                if (value.find(',') != std::string::npos)
+                  throw RequestError("this machine offers one device, the CPU: give one number of MiB, found '" +
+                                     value + "'");
+                o.mem_mib = static_cast<uint64_t>(parse_integer(value, 0, INT32_MAX));
+              }});
+  parser.add({{"-t", "--threads"}, "N", "threads to compute with (all)", {}, [&o](const std::string& value) {
+                o.n_threads = static_cast<int>(parse_integer(value, 1, 512));
+              }});
+  parser.add({{"--rpc-token"},
+              "TOKEN",
+              "secret that servers must share: encrypts and authenticates (TLS 1.3)",
+              {"APP_RPC_TOKEN"},
+              into(o.token)});
+  parser.add({{"--keep-alive"},
+              "S",
+              "seconds that weights nobody uses stay loaded (300)",
+              {},
+              into(o.keep_alive_s, 0, 604800)});
+  parser.add({{"--name"}, "NAME", "name in the servers' logs (the host's name)", {}, into(o.name)});
+  add_log_options(parser, o.log_level);
+  parser.unsupported({"-d", "--device", "-c", "--cache"});
+  return parser;
+}
+
+}  // namespace
+
+int run_backend(int argc, char** argv) {
+  BackendCommandOptions options;
+  OptionParser parser = make_parser(options);
+  if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
+  configure_logging(parse_log_level(options.log_level));
+  const sigset_t signals = block_stop_signals();
+
+  constexpr uint64_t kMiB = uint64_t{1} << 20;
+  std::vector<std::unique_ptr<device::Device>> devices;
+  devices.push_back(
+      std::make_unique<device::cpu::CpuDevice>(thread_count(options.n_threads), select_isa(), options.mem_mib * kMiB));
+  const device::DeviceInfo info = devices.front()->info();
+  remote::DeviceSliceHost host(std::move(devices));
+  net::IoThreads io(2);
+  remote::BackendOptions service_options;
+  service_options.endpoint = {options.host, static_cast<uint16_t>(options.port)};
+  service_options.token = options.token;
+  service_options.name = options.name;
+  service_options.keep_alive = std::chrono::seconds(options.keep_alive_s);
+  remote::BackendService service(io, host, service_options);
+  spdlog::info("backend on {}: {}, {} threads, {} offered{}", service.endpoint().text(), info.description,
+               info.n_threads, format_bytes(info.memory_free), options.token.empty() ? "" : ", token required");
+
+  wait_for_stop_signal(signals);
+  spdlog::info("stopping");
+  exit_on_next_signal(signals);
+  service.stop();
+  return 0;
+}
+
+}  // namespace caravan::app
