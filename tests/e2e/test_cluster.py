@@ -1,0 +1,219 @@
+"""A model split over backend processes: the same answers as alone, and what happens when machines or clients misbehave."""
+
+import os
+import pathlib
+import socket
+import tempfile
+import threading
+import time
+import unittest
+
+from harness import DEMO_MODEL, Backend, ClusterTest, Process, Server, Stream, clean_environment, free_port, kit_model, run
+
+PROMPTS = ["Once upon a time there was a fox named Lily.", "Question: What is the capital of France?\nAnswer:",
+           "Building a website can be done in 10 simple steps:", "Hello", "2 + 3 =", "The colour of the sky is",
+           "A story about a bear named Tom.", "Once"]
+
+
+class SplitModel(ClusterTest):
+    def test_completion_equals_the_local_one_token_for_token(self):
+        local = self.start(Server)
+        expected = [local.complete(p, return_tokens=True)["tokens"] for p in PROMPTS]
+        local.stop()
+        backends = [self.start(Backend, threads=1), self.start(Backend, threads=2)]
+        server = self.start(Server, backends)
+        self.assertEqual([server.complete(p, return_tokens=True)["tokens"] for p in PROMPTS], expected)
+        # Sampled answers too: the random stream depends on seed and position only.
+        first = server.complete(PROMPTS[0], temperature=1.0, seed=7)["content"]
+        self.assertEqual(server.complete(PROMPTS[0], temperature=1.0, seed=7)["content"], first)
+
+    def test_logits_of_a_split_model_are_those_of_the_whole_one_bit_for_bit(self):
+        backends = [self.start(Backend, threads=1), self.start(Backend, threads=2)]
+        rpc = ",".join(b.address for b in backends)
+        tokens = ",".join(str(3 + 17 * i % 250) for i in range(40))
+        with tempfile.TemporaryDirectory() as folder:
+            whole = pathlib.Path(folder) / "whole"
+            self.assertEqual(run("logits", "-m", DEMO_MODEL, "--tokens", tokens, "-t", 1, "-o", whole).returncode, 0)
+            expected = whole.read_bytes()
+            self.assertGreater(len(expected), 1000)
+            result = run("inspect", DEMO_MODEL)
+            n_layer = int(next(line.split()[-1] for line in result.stdout.splitlines() if "llama.block_count" in line))
+            for cut in range(1, n_layer):
+                split = pathlib.Path(folder) / f"split{cut}"
+                result = run("logits", "-m", DEMO_MODEL, "--tokens", tokens, "--rpc", rpc, "-ngl", 99, "-ts", f"{cut},{n_layer - cut}",
+                             "-ub", 7 + cut, "-o", split, env=clean_environment(APP_RPC_TOKEN="a token for the end-to-end tests"))
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertEqual(split.read_bytes(), expected, f"cut after layer {cut}")
+
+    def test_eight_clients_at_once_get_what_each_would_get_alone(self):
+        server = self.start(Server, [self.start(Backend), self.start(Backend)])
+        expected = [server.complete(p)["content"] for p in PROMPTS]
+        answers = [None] * len(PROMPTS)
+
+        def ask(i):
+            answers[i] = "".join(e["content"] for e in Stream(server, PROMPTS[i], n_predict=24).events())
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(PROMPTS))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(answers, expected)
+
+    def test_a_client_that_leaves_mid_stream_frees_its_place(self):
+        server = self.start(Server, [self.start(Backend), self.start(Backend)])
+        stream = Stream(server, PROMPTS[0], n_predict=400, ignore_eos=True)
+        next(stream.events())
+        stream.leave()
+        self.wait_until(lambda: server.metric("requests_cancelled_total") == 1, message="the request was not cancelled")
+        self.wait_until(lambda: server.metric("requests_processing") == 0)
+        self.assertTrue(server.complete("Hello")["content"])
+
+    def test_two_servers_and_two_models_share_a_backend(self):
+        backend = self.start(Backend, mem=1024)
+        first = self.start(Server, [backend])
+        second = self.start(Server, [backend])
+        other = self.start(Server, [backend], model=kit_model("real/stories260K.gguf"))
+        answer = first.complete(PROMPTS[0])["content"]
+        self.assertEqual(second.complete(PROMPTS[0])["content"], answer)
+        self.assertTrue(other.complete("Once upon a time")["content"])
+        first.kill()
+        self.assertEqual(second.complete(PROMPTS[0])["content"], answer)
+
+
+class Refusals(ClusterTest):
+    def test_a_wrong_or_missing_token_is_named_and_the_backend_lives(self):
+        backend = self.start(Backend)
+        for token, pattern in (("another token, just as long", "token"), (None, "token")):
+            server = self.start(Server, [backend], token=token, ready=False, extra=("--rpc-wait", 2))
+            server.wait_for(pattern)
+            self.assertEqual(server.process.wait(20), 1, server.log)
+        plain = self.start(Backend, token=None)
+        server = self.start(Server, [plain], ready=False, extra=("--rpc-wait", 2))
+        server.wait_for("does not use a token")
+        self.assertEqual(server.process.wait(20), 1, server.log)
+        self.assertTrue(self.start(Server, [backend]).complete("Hello")["content"])
+        self.assertTrue(backend.alive() and plain.alive())
+
+    def test_garbage_on_the_backends_port_harms_nobody(self):
+        backend = self.start(Backend, token=None)
+        server = self.start(Server, [backend], token=None)
+        expected = server.complete(PROMPTS[0])["content"]
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\x16\x03\x01\x00\x05hello", b"", b"\xff" * 64):
+            with socket.create_connection(("127.0.0.1", backend.port)) as s:
+                s.sendall(garbage)
+                s.settimeout(10)
+                try:
+                    s.shutdown(socket.SHUT_WR)
+                    while s.recv(4096):
+                        pass
+                except OSError:
+                    pass
+        self.assertTrue(backend.alive())
+        self.assertEqual(server.complete(PROMPTS[0])["content"], expected)
+
+    def test_a_model_larger_than_the_caps_is_refused_with_a_table(self):
+        backends = [self.start(Backend, mem=1), self.start(Backend, mem=1)]
+        server = self.start(Server, backends, ready=False)
+        server.wait_for("does not fit")
+        self.assertEqual(server.process.wait(20), 1)
+        for backend in backends:
+            self.assertIn(backend.address, server.log)
+            self.assertTrue(backend.alive())
+
+    def test_missing_backends_are_named_when_the_wait_is_over(self):
+        nobody = f"127.0.0.1:{free_port()}"
+        server = self.start(Server, [nobody], ready=False, extra=("--rpc-wait", 1))
+        self.assertEqual(server.process.wait(30), 1)
+        self.assertIn(nobody, server.log)
+        # With one that answers and holds the model, the server goes on without the other.
+        server = self.start(Server, [self.start(Backend), nobody], extra=("--rpc-wait", 1))
+        self.assertIn(nobody, server.log)
+        self.assertTrue(server.complete("Hello")["content"])
+
+
+class Failures(ClusterTest):
+    def test_a_backend_started_late_is_waited_for(self):
+        port = free_port()
+        first = self.start(Backend)
+        server = self.start(Server, [first, f"127.0.0.1:{port}"], ready=False)
+        server.wait_for("waiting up to 60 s")
+        status, text = server.get("/health")
+        self.assertEqual((status, "Loading model" in text), (503, True))
+        self.assertEqual(server.post("/completion", {"prompt": "x"})[0], 503)
+        self.start(Backend, port=port)
+        server.wait_until_healthy()
+        self.assertTrue(server.complete("Hello")["content"])
+
+    def test_a_killed_backend_is_reported_and_used_again_when_it_returns(self):
+        backends = [self.start(Backend), self.start(Backend)]
+        server = self.start(Server, backends, extra=("-c", 512))
+        expected = server.complete(PROMPTS[0])["content"]
+        stream = Stream(server, PROMPTS[0], n_predict=400, ignore_eos=True)
+        events = stream.events()
+        next(events)
+        backends[1].kill()
+        self.assertTrue(any("error" in event for event in events), "the stream ended without an error event")
+        self.wait_until(lambda: server.get("/health")[0] == 503, message="the server did not say that it has no plan")
+        self.assertIn(backends[1].address, server.get("/health")[1])
+        self.assertEqual(server.get("/livez")[0], 200)
+        self.assertEqual(server.post("/completion", {"prompt": "x"})[0], 503)
+        self.start(Backend, port=backends[1].port)
+        server.wait_until_healthy()
+        self.assertEqual(server.complete(PROMPTS[0])["content"], expected)
+        self.assertTrue(server.alive())
+
+    def test_a_backend_that_stays_away_is_planned_without(self):
+        backends = [self.start(Backend), self.start(Backend)]
+        server = self.start(Server, backends, extra=("-c", 512))
+        expected = server.complete(PROMPTS[0])["content"]
+        backends[0].kill()
+        self.wait_until(lambda: server.get("/health")[0] == 503)
+        server.wait_until_healthy()
+        self.assertEqual(server.complete(PROMPTS[0])["content"], expected)
+
+
+class Stopping(ClusterTest):
+    def test_sigterm_lets_running_requests_finish(self):
+        server = self.start(Server, [self.start(Backend), self.start(Backend)])
+        stream = Stream(server, PROMPTS[0], n_predict=100, ignore_eos=True)
+        events = stream.events()
+        next(events)
+        status = []
+        stopper = threading.Thread(target=lambda: status.append(server.stop()))
+        stopper.start()
+        last = list(events)[-1]
+        self.assertTrue(last.get("stop"), last)
+        self.assertEqual(last["tokens_predicted"], 100)
+        stopper.join()
+        self.assertEqual(status, [0], server.log)
+
+    def test_a_backend_stops_on_sigterm_with_status_0(self):
+        backend = self.start(Backend)
+        self.start(Server, [backend])
+        self.assertEqual(backend.stop(), 0, backend.log)
+
+    def test_a_server_that_is_loading_stops_on_sigterm(self):
+        server = self.start(Server, [f"127.0.0.1:{free_port()}"], ready=False)
+        server.wait_for("waiting up to")
+        start = time.monotonic()
+        self.assertEqual(server.stop(), 0, server.log)
+        self.assertLess(time.monotonic() - start, 5)
+
+
+class Containers(ClusterTest):
+    def test_app_mode_and_its_variables_start_backend_and_server(self):
+        port, http_port = free_port(), free_port()
+        backend = self.start(Process, env=clean_environment(APP_MODE="backend", APP_BIND="127.0.0.1", APP_PORT=str(port), APP_MEM="256"))
+        backend.wait_for(f"backend on 127.0.0.1:{port}")
+        server = self.start(Process, env=clean_environment(
+            APP_MODE="server", APP_BIND="127.0.0.1", APP_PORT=str(http_port), APP_MODEL=DEMO_MODEL, APP_REPEAT_PENALTY="1.1",
+            APP_GPU_LAYERS="99", APP_RPC_BACKENDS=f"127.0.0.1:{port}"))
+        server.wait_for("listening on")
+        self.wait_until(lambda: run("health", "--port", http_port).returncode == 0)
+        self.assertEqual(run(env=clean_environment(APP_MODE="none")).returncode, 0)
+        self.assertEqual(run(env=clean_environment(APP_MODE="sever")).returncode, 1)
+
+
+if __name__ == "__main__":
+    unittest.main()

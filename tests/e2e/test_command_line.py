@@ -1,0 +1,98 @@
+"""The command line: names, help, errors, the terminal tools."""
+
+import os
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+from harness import DEMO_MODEL, EXECUTABLE, clean_environment, kit_model, run
+
+COMMANDS = ("server", "backend", "cli", "embedding", "bench", "logits", "inspect", "synth", "health")
+
+
+class Names(unittest.TestCase):
+    def test_help_lists_every_command_and_each_has_its_own(self):
+        overview = run("--help")
+        self.assertEqual(overview.returncode, 0)
+        for command in COMMANDS:
+            self.assertIn(command, overview.stdout)
+            result = run(command, "--help")
+            self.assertEqual((result.returncode, "usage" in result.stdout.lower()), (0, True), command)
+
+    def test_llama_names_are_the_commands(self):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, command in (("rpc-server", "backend"), ("llama-server", "server"), ("llama-cli", "cli"),
+                                  ("llama-embedding", "embedding")):
+                link = pathlib.Path(folder) / name
+                os.symlink(EXECUTABLE, link)
+                help_text = subprocess.run([link, "--help"], capture_output=True, text=True, check=True).stdout
+                self.assertIn(f"caravan {command}", help_text)
+
+    def test_unknown_flags_and_commands_are_errors_with_a_suggestion(self):
+        for arguments, suggestion in ((("server", "--ctx-sise", "5"), "--ctx-size"), (("cli", "-m", "x", "--tmep", "1"), "--temp"),
+                                      (("backend", "--prot", "1"), "--port"), (("sever",), "server")):
+            result = run(*arguments)
+            self.assertEqual(result.returncode, 1, arguments)
+            self.assertIn(suggestion, result.stderr)
+
+    def test_known_but_unsupported_flags_say_so(self):
+        result = run("server", "-m", DEMO_MODEL, "--lora", "x")
+        self.assertEqual((result.returncode, "not supported" in result.stderr), (1, True))
+
+    def test_bad_values_name_the_flag(self):
+        for arguments, word in ((("server", "--port", "99999"), "--port"), (("backend", "--mem", "lots"), "--mem"),
+                                (("cli", "-m", DEMO_MODEL, "-p"), "-p"), (("cli", "-p", "x"), "-m"),
+                                (("server", "-m", DEMO_MODEL, "-ctk", "q2"), "q2"),
+                                (("server", "-m", "/nonexistent.gguf"), "/nonexistent.gguf"),
+                                (("server", "-m", __file__), "GGUF")):
+            result = run(*arguments)
+            self.assertEqual(result.returncode, 1, arguments)
+            self.assertIn(word, result.stderr)
+
+
+class Cli(unittest.TestCase):
+    def test_a_prompt_is_continued_and_the_speed_said(self):
+        result = run("cli", "-m", DEMO_MODEL, "-p", "Once upon a time there was a fox named Lily.", "-n", 16, "--temp", 0, "-t", 1)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertTrue(result.stdout.startswith("Once upon a time there was a fox named Lily."))
+        self.assertGreater(len(result.stdout), 60)
+        self.assertIn("tokens/s", result.stderr)
+
+    def test_an_encoder_or_an_unknown_architecture_is_refused(self):
+        result = run("cli", "-m", kit_model("bert-dense.gguf"), "-p", "x")
+        self.assertEqual((result.returncode, "embedding" in result.stderr), (1, True))
+        result = run("cli", "-m", kit_model("gpt2-dense.gguf"), "-p", "x")
+        self.assertEqual(result.returncode, 1)
+        for word in ("gpt2", "llama", "gemma3", "bert"):
+            self.assertIn(word, result.stderr)
+
+
+class Embedding(unittest.TestCase):
+    def test_formats(self):
+        model = kit_model("bert-dense.gguf")
+        plain = run("embedding", "-m", model, "-p", "a text")
+        self.assertEqual(plain.returncode, 0, plain.stderr)
+        self.assertTrue(plain.stdout.startswith("embedding 0: "))
+        array = run("embedding", "-m", model, "-p", "one\ntwo", "--embd-output-format", "array")
+        self.assertTrue(array.stdout.startswith("[[") and array.stdout.rstrip().endswith("]]"))
+        self.assertIn("cosineSimilarity", run("embedding", "-m", model, "-p", "one\ntwo", "--embd-output-format", "json+").stdout)
+
+
+class Files(unittest.TestCase):
+    def test_inspect_and_synth(self):
+        result = run("inspect", DEMO_MODEL)
+        self.assertEqual((result.returncode, "general.architecture" in result.stdout), (0, True))
+        self.assertEqual(run("synth", "--shape", "no-such-shape", "--type", "Q4_0", "-o", "/tmp/x.gguf").returncode, 1)
+
+    def test_bench_prints_its_table_and_json(self):
+        table = run("bench", "-m", DEMO_MODEL, "-p", 16, "-n", 4, "-r", 2, "-t", 1)
+        self.assertEqual(table.returncode, 0, table.stderr)
+        for word in ("pp16", "tg4", "limits", "GB/s"):
+            self.assertIn(word, table.stdout)
+        result = run("bench", "-m", DEMO_MODEL, "-p", 16, "-n", 4, "-r", 2, "-t", 1, "-o", "json", env=clean_environment())
+        self.assertIn('"weight_bytes_per_s"', result.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()
