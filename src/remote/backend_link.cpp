@@ -1,0 +1,386 @@
+#include "remote/backend_link.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "net/tls.h"
+
+namespace caravan::remote {
+
+namespace {
+
+using Kind = net::ConnectionError::Kind;
+constexpr size_t kMaxDevices = 64;
+
+// A backend's failure to be connected, as the error type that callers tell apart.
+[[noreturn]] void rethrow_for(const std::string& who, const net::ConnectionError& error) {
+  switch (error.kind()) {
+    case Kind::token_differs:
+      throw RequestError(
+          fmt::format("{}: refused: wrong token: --rpc-token (APP_RPC_TOKEN) differs between the two sides", who),
+          RequestError::Kind::unauthorized);
+    case Kind::peer_has_no_token:
+      throw RequestError(fmt::format("{} does not use a token: start it with --rpc-token / APP_RPC_TOKEN or drop "
+                                     "--rpc-token here",
+                                     who),
+                         RequestError::Kind::unauthorized);
+    default:
+      throw net::ConnectionError(error.kind(), fmt::format("backend {}", error.what()));
+  }
+}
+
+// What a backend's Error before the end of the handshake means here.
+[[noreturn]] void throw_refusal(const std::string& who, const pb::Error& error) {
+  switch (error.code()) {
+    case pb::Error::TOKEN_NEEDED:
+      throw RequestError(fmt::format("{} requires a token: give its --rpc-token / APP_RPC_TOKEN here, too", who),
+                         RequestError::Kind::unauthorized);
+    case pb::Error::VERSION:
+      throw NotSupportedError(fmt::format("{}: refused: {}", who, error.text()));
+    default:
+      throw net::ConnectionError(Kind::lost, fmt::format("{}: refused: {}", who, error.text()));
+  }
+}
+
+// "10.0.0.2:50052 closed the connection" may name the resolved address; people know the endpoint they wrote.
+std::string name_backend(const std::string& who, const std::string& peer, const std::string& cause) {
+  if (cause.starts_with(peer + ": ")) return fmt::format("{}: {}", who, cause.substr(peer.size() + 2));
+  if (cause.starts_with(peer + " ")) return fmt::format("{} {}", who, cause.substr(peer.size() + 1));
+  return fmt::format("{}: {}", who, cause);
+}
+
+}  // namespace
+
+uint64_t BackendInfo::memory_total() const {
+  uint64_t bytes = 0;
+  for (const RemoteDevice& device : devices) bytes += device.memory_total;
+  return bytes;
+}
+
+uint64_t BackendInfo::memory_free() const {
+  uint64_t bytes = 0;
+  for (const RemoteDevice& device : devices) bytes += device.memory_free;
+  return bytes;
+}
+
+class BackendLink::State : public std::enable_shared_from_this<State> {
+ public:
+  State(std::unique_ptr<net::Connection> connection, net::Endpoint endpoint, const LinkOptions& link_options)
+      : options(link_options), who("backend " + endpoint.text()) {
+    info.endpoint = std::move(endpoint);
+    channel = std::make_shared<Channel>(std::move(connection), [this](uint16_t type) { return limits(type); });
+  }
+
+  net::awaitable<void> greet();
+  net::awaitable<void> read_loop(std::shared_ptr<State> self);
+  net::FrameLimits limits(uint16_t type) const;
+  void handle(net::Frame frame);
+  void handle_for_stage(net::Frame frame);
+  void lost(const std::string& cause);
+  std::shared_ptr<Listener> find(uint32_t stage) const;
+
+  const LinkOptions options;
+  const std::string who;  // "backend 10.0.0.2:50052"
+  BackendInfo info;       // const after greet()
+  bool greeted = false;   // on the executor
+  std::shared_ptr<Channel> channel;
+
+  mutable std::mutex mutex;
+  std::condition_variable acknowledged;
+  std::map<uint32_t, std::shared_ptr<Listener>> listeners;  // under mutex
+  uint32_t next_stage = 1;                                  // under mutex
+  std::vector<uint64_t> memory_free;                        // under mutex
+  uint64_t last_ack = 0, last_ping = 0;                     // under mutex; heartbeat sequences
+  std::function<void(const std::string&)> lost_callback;    // under mutex
+  std::string lost_reason;                                  // under mutex; not empty: it is lost
+  bool closed_here = false;                                 // under mutex
+};
+
+namespace {
+
+// The stage that a message from a backend is about; every such message has it as field 1, but Error has it as 3.
+uint32_t stage_of(const net::Frame& frame) {
+  switch (static_cast<MessageType>(frame.type)) {
+    case MessageType::lease:
+      return parse_header<pb::Lease>(frame).stage();
+    case MessageType::load_progress:
+      return parse_header<pb::LoadProgress>(frame).stage();
+    case MessageType::want_chunks:
+      return parse_header<pb::WantChunks>(frame).stage();
+    case MessageType::loaded:
+      return parse_header<pb::Loaded>(frame).stage();
+    case MessageType::output:
+      return parse_header<pb::Output>(frame).stage();
+    case MessageType::unloaded:
+      return parse_header<pb::Unloaded>(frame).stage();
+    case MessageType::error:
+      return parse_header<pb::Error>(frame).stage();
+    default:
+      throw ProtocolError(fmt::format("{} is not expected here", message_name(frame.type)));
+  }
+}
+
+}  // namespace
+
+net::FrameLimits BackendLink::State::limits(uint16_t type) const {
+  const MessageInfo* message = find_message(type);
+  if (message == nullptr) throw ProtocolError(fmt::format("unknown message type {}", type));
+  if (message->sender == Sender::server) throw ProtocolError(fmt::format("{} from a backend", message->name));
+  const bool is_answer = message->type == MessageType::hello_ack || message->type == MessageType::error;
+  if (!greeted && !is_answer) throw ProtocolError(fmt::format("{} before HelloAck", message->name));
+  if (greeted && message->type == MessageType::hello_ack) throw ProtocolError("a second HelloAck");
+  if (message->type != MessageType::output) return {message->max_header_bytes, message->max_payload_bytes};
+  uint64_t longest = 0;
+  const std::lock_guard lock(mutex);
+  for (const auto& [id, listener] : listeners) longest = std::max(longest, listener->max_output_bytes());
+  return {message->max_header_bytes, longest};
+}
+
+net::awaitable<void> BackendLink::State::greet() {
+  pb::Hello hello;
+  hello.set_protocol_major(kProtocolMajor);
+  hello.set_protocol_minor(kProtocolMinor);
+  hello.set_software_version(CARAVAN_VERSION);
+  hello.set_role(pb::Hello::SERVER);
+  hello.set_name(options.name);
+  channel->send(MessageType::hello, hello);
+  std::optional<net::Frame> frame = co_await channel->read();
+  if (!frame) throw net::ConnectionError(Kind::lost, channel->peer() + " closed the connection before its hello");
+  if (frame->type == static_cast<uint16_t>(MessageType::error)) throw_refusal(who, parse_header<pb::Error>(*frame));
+  const auto ack = parse_header<pb::HelloAck>(*frame);
+  if (!is_compatible(ack.protocol_major()))
+    throw NotSupportedError(
+        fmt::format("{} speaks {}, this server {}: run the same version on both sides", who,
+                    describe_version(ack.protocol_major(), ack.protocol_minor(), ack.software_version()),
+                    describe_version(kProtocolMajor, kProtocolMinor, CARAVAN_VERSION)));
+  if (ack.devices_size() < 1 || static_cast<size_t>(ack.devices_size()) > kMaxDevices)
+    throw ProtocolError(fmt::format("{}: {} devices, expected 1 to {}", who, ack.devices_size(), kMaxDevices));
+  info.name = ack.name();
+  info.id = ack.backend_id();
+  info.software_version = ack.software_version();
+  info.protocol_minor = ack.protocol_minor();
+  info.keep_alive = std::chrono::seconds(ack.keep_alive_s());
+  for (const pb::Device& device : ack.devices()) {
+    info.devices.push_back({device.name(), device.kind(), device.description(), device.memory_total(),
+                            device.memory_free(), device.n_threads(), device.numeric_class()});
+    memory_free.push_back(device.memory_free());
+  }
+  greeted = true;
+}
+
+std::shared_ptr<BackendLink::Listener> BackendLink::State::find(uint32_t stage) const {
+  const std::lock_guard lock(mutex);
+  const auto found = listeners.find(stage);
+  return found != listeners.end() ? found->second : nullptr;
+}
+
+void BackendLink::State::handle(net::Frame frame) {
+  switch (static_cast<MessageType>(frame.type)) {
+    case MessageType::heartbeat: {
+      pb::HeartbeatAck ack;
+      ack.set_sequence(parse_header<pb::Heartbeat>(frame).sequence());
+      return channel->send(MessageType::heartbeat_ack, ack, {}, Channel::Priority::urgent);
+    }
+    case MessageType::heartbeat_ack: {
+      const auto ack = parse_header<pb::HeartbeatAck>(frame);
+      if (static_cast<size_t>(ack.memory_free_size()) != info.devices.size())
+        throw ProtocolError(fmt::format("HeartbeatAck: memory of {} devices, expected {}", ack.memory_free_size(),
+                                        info.devices.size()));
+      {
+        const std::lock_guard lock(mutex);
+        memory_free.assign(ack.memory_free().begin(), ack.memory_free().end());
+        last_ack = std::max(last_ack, ack.sequence());
+      }
+      return acknowledged.notify_all();
+    }
+    default:
+      return handle_for_stage(std::move(frame));
+  }
+}
+
+void BackendLink::State::handle_for_stage(net::Frame frame) {
+  const uint32_t stage = stage_of(frame);
+  if (frame.type == static_cast<uint16_t>(MessageType::error) && stage == 0)
+    throw ProtocolError(parse_header<pb::Error>(frame).text());
+  // Frames for a stage that has gone were under way when it went.
+  if (const std::shared_ptr<Listener> listener = find(stage)) listener->on_frame(std::move(frame));
+}
+
+net::awaitable<void> BackendLink::State::read_loop([[maybe_unused]] std::shared_ptr<State> self) {
+  std::string cause;
+  try {
+    while (true) {
+      std::optional<net::Frame> frame = co_await channel->read();
+      if (!frame) break;
+      handle(std::move(*frame));
+    }
+    cause = channel->peer() + " closed the connection";
+  } catch (const net::ConnectionError& error) {
+    const std::string reason = channel->close_reason();
+    cause = reason.empty() ? error.what() : reason;
+  } catch (const Error& error) {
+    cause = error.what();
+  }
+  channel->close(cause);
+  lost(name_backend(who, channel->peer(), cause));
+}
+
+void BackendLink::State::lost(const std::string& reason) {
+  std::map<uint32_t, std::shared_ptr<Listener>> affected;
+  std::function<void(const std::string&)> callback;
+  {
+    const std::lock_guard lock(mutex);
+    lost_reason = reason;
+    affected = listeners;
+    if (!closed_here) callback = std::move(lost_callback);
+    lost_callback = nullptr;
+  }
+  acknowledged.notify_all();
+  for (const auto& [id, listener] : affected) listener->on_lost(reason);
+  if (callback) callback(reason);
+}
+
+namespace {
+
+// Pings every interval and closes the channel after timeout without a byte.
+net::awaitable<void> heartbeat_loop(std::shared_ptr<Channel> channel, std::function<uint64_t()> next_sequence,
+                                    std::chrono::milliseconds interval) {
+  while (!channel->closed()) {
+    pb::Heartbeat ping;
+    ping.set_sequence(next_sequence());
+    channel->send(MessageType::heartbeat, ping, {}, Channel::Priority::urgent);
+    co_await net::sleep_for(interval);
+  }
+}
+
+// TCP, and TLS where there is a token.
+net::awaitable<std::unique_ptr<net::Connection>> open_connection(net::Endpoint endpoint, const LinkOptions& options) {
+  std::unique_ptr<net::TcpConnection> tcp = co_await net::connect_tcp(endpoint, options.connect_timeout);
+  if (options.token.empty()) co_return tcp;
+  const net::TlsPsk psk(options.token);
+  std::unique_ptr<net::Connection> secured = co_await psk.connect(std::move(tcp), options.connect_timeout);
+  co_return secured;
+}
+
+}  // namespace
+
+std::shared_ptr<BackendLink> BackendLink::connect(net::IoThreads& io, const net::Endpoint& endpoint,
+                                                  const LinkOptions& options) {
+  const std::string who = "backend " + endpoint.text();
+  std::shared_ptr<State> state;
+  try {
+    std::unique_ptr<net::Connection> connection =
+        net::run_blocking(io.make_strand(), open_connection(endpoint, options));
+    net::Connection& raw = *connection;
+    const net::Executor executor = raw.executor();
+    state = std::make_shared<State>(std::move(connection), endpoint, options);
+    const auto greet_in_time = [](State& s, net::Connection& c) -> net::awaitable<void> {
+      net::Deadline deadline(c, s.options.connect_timeout);
+      s.channel->start();
+      try {
+        co_await s.greet();
+      } catch (const net::ConnectionError&) {
+        if (!deadline.expired()) throw;
+        throw net::ConnectionError(Kind::timed_out,
+                                   fmt::format("{}: no hello within {:.1f} s", s.info.endpoint.text(),
+                                               std::chrono::duration<double>(s.options.connect_timeout).count()));
+      }
+    };
+    net::run_blocking(executor, greet_in_time(*state, raw));
+  } catch (const net::ConnectionError& error) {
+    if (state) state->channel->close("the handshake failed");
+    const std::string text = error.what();
+    if (text.starts_with(who)) throw;  // a refusal says it all
+    rethrow_for(who, error);
+  } catch (const Error& error) {
+    if (state) state->channel->close("the handshake failed");
+    if (std::string_view(error.what()).starts_with(who)) throw;
+    throw ProtocolError(fmt::format("{}: {}", who, error.what()));
+  }
+  const std::shared_ptr<Channel>& channel = state->channel;
+  net::spawn(channel->executor(), "reading from " + who, state->read_loop(state));
+  const auto next_sequence = [weak = std::weak_ptr<State>(state)]() -> uint64_t {
+    const std::shared_ptr<State> s = weak.lock();
+    if (!s) return 0;
+    const std::lock_guard lock(s->mutex);
+    return ++s->last_ping;
+  };
+  net::spawn(channel->executor(), "pinging " + who, heartbeat_loop(channel, next_sequence, options.heartbeat_interval));
+  net::spawn(channel->executor(), "watching " + who,
+             watch_silence(channel, options.heartbeat_interval, options.heartbeat_timeout));
+  return std::shared_ptr<BackendLink>(new BackendLink(std::move(state)));
+}
+
+BackendLink::~BackendLink() { close(); }
+
+const BackendInfo& BackendLink::info() const { return state_->info; }
+
+std::vector<uint64_t> BackendLink::memory_free() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->memory_free;
+}
+
+std::vector<uint64_t> BackendLink::refresh_memory_free(std::chrono::milliseconds timeout) {
+  State& state = *state_;
+  std::unique_lock lock(state.mutex);
+  const uint64_t sequence = ++state.last_ping;
+  pb::Heartbeat ping;
+  ping.set_sequence(sequence);
+  state.channel->send(MessageType::heartbeat, ping, {}, Channel::Priority::urgent);
+  state.acknowledged.wait_for(lock, timeout, [&] { return state.last_ack >= sequence || !state.lost_reason.empty(); });
+  return state.memory_free;
+}
+
+bool BackendLink::alive() const { return !state_->channel->closed(); }
+
+std::string BackendLink::lost_reason() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->lost_reason;
+}
+
+void BackendLink::on_lost(std::function<void(const std::string& reason)> callback) {
+  std::string reason;
+  {
+    const std::lock_guard lock(state_->mutex);
+    reason = state_->lost_reason;
+    if (reason.empty()) {
+      state_->lost_callback = std::move(callback);
+      return;
+    }
+    if (state_->closed_here) return;
+  }
+  callback(reason);
+}
+
+void BackendLink::close() {
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->closed_here = true;
+  }
+  state_->channel->close(fmt::format("{}: closed here", state_->channel->peer()));
+}
+
+uint32_t BackendLink::attach(const std::shared_ptr<Listener>& listener) {
+  std::string reason;
+  uint32_t stage = 0;
+  {
+    const std::lock_guard lock(state_->mutex);
+    stage = state_->next_stage++;
+    state_->listeners.emplace(stage, listener);
+    reason = state_->lost_reason;
+  }
+  if (!reason.empty()) listener->on_lost(reason);
+  return stage;
+}
+
+void BackendLink::detach(uint32_t stage) {
+  const std::lock_guard lock(state_->mutex);
+  state_->listeners.erase(stage);
+}
+
+Channel& BackendLink::channel() { return *state_->channel; }
+
+}  // namespace caravan::remote

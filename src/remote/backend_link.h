@@ -1,0 +1,102 @@
+// A server's connection to one backend: the handshake, heartbeats, and the messages of the stages on it.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "net/endpoint.h"
+#include "net/io.h"
+#include "remote/channel.h"
+
+namespace caravan::remote {
+
+struct LinkOptions {
+  std::string token;                                // empty: no TLS
+  std::string name;                                 // of this server, for the backend's log
+  std::chrono::milliseconds connect_timeout{5000};  // resolving, connecting, TLS and hello, each
+  std::chrono::milliseconds heartbeat_interval{1000};
+  std::chrono::milliseconds heartbeat_timeout{5000};
+};
+
+struct RemoteDevice {
+  std::string name, kind, description;
+  uint64_t memory_total = 0, memory_free = 0;
+  uint32_t n_threads = 0;
+  std::string numeric_class;
+};
+
+// What a backend said about itself.
+struct BackendInfo {
+  net::Endpoint endpoint;  // as it was connected
+  std::string name;
+  std::string id;  // 16 random bytes, new at every start of the backend
+  std::string software_version;
+  uint32_t protocol_minor = 0;
+  std::vector<RemoteDevice> devices;
+  std::chrono::seconds keep_alive{0};
+
+  // Over all devices.
+  uint64_t memory_total() const;
+  uint64_t memory_free() const;
+  // Of the first device.
+  const std::string& numeric_class() const { return devices.front().numeric_class; }
+};
+
+// Shared by the stages on it and its owner, hence shared_ptr.
+class BackendLink {
+ public:
+  // Connects and greets; blocks. Throws net::ConnectionError (cannot be reached, or left), RequestError (token: says
+  // which side lacks it), NotSupportedError (protocol versions), ProtocolError; each message names the backend.
+  static std::shared_ptr<BackendLink> connect(net::IoThreads& io, const net::Endpoint& endpoint,
+                                              const LinkOptions& options);
+  // Closes.
+  ~BackendLink();
+  BackendLink(const BackendLink&) = delete;
+  BackendLink& operator=(const BackendLink&) = delete;
+
+  // As of the hello.
+  const BackendInfo& info() const;
+  // Free bytes per device, as of the last heartbeat.
+  std::vector<uint64_t> memory_free() const;
+  // Asks the backend and waits; falls back to the last heartbeat's when it does not answer within timeout.
+  std::vector<uint64_t> refresh_memory_free(std::chrono::milliseconds timeout);
+
+  bool alive() const;
+  // "backend 10.0.0.2:50052 closed the connection"; empty while it is alive.
+  std::string lost_reason() const;
+  // Calls back once, on an I/O thread, when the link is lost; at once, on this thread, when it is lost already. Not
+  // when it is closed from this side.
+  void on_lost(std::function<void(const std::string& reason)> callback);
+  // Ends the connection; its stages hear that the link is lost.
+  void close();
+
+  // What a stage on this link hears. Called on an I/O thread, in order.
+  class Listener {
+   public:
+    virtual ~Listener() = default;
+    // Throws ProtocolError or FormatError for a frame that cannot be right: the link is closed.
+    virtual void on_frame(net::Frame frame) = 0;
+    virtual void on_lost(const std::string& reason) = 0;
+    // Longest payload of an Output it expects.
+    virtual uint64_t max_output_bytes() const = 0;
+  };
+  // Gives the listener a stage number, unique on this link. When the link is lost already, on_lost() follows at once.
+  uint32_t attach(const std::shared_ptr<Listener>& listener);
+  // Frames of that stage are dropped from now on.
+  void detach(uint32_t stage);
+
+  Channel& channel();
+
+ private:
+  class State;
+  explicit BackendLink(std::shared_ptr<State> state) : state_(std::move(state)) {}
+  const std::shared_ptr<State> state_;  // shared with the coroutines that serve the connection
+};
+
+}  // namespace caravan::remote

@@ -1,0 +1,61 @@
+// A backend: accepts servers, loads slices for them, computes their batches. Specification: docs/protocol.md.
+//
+//   net::IoThreads io(2);
+//   remote::DeviceSliceHost host(std::move(devices));
+//   remote::BackendService service(io, host, {.endpoint = {"0.0.0.0", 50052}, .token = token});
+//   ... service.stop();
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "net/endpoint.h"
+#include "remote/slice_host.h"
+
+namespace caravan::remote {
+
+struct BackendOptions {
+  net::Endpoint endpoint{"127.0.0.1", 50052};  // port 0: any free one
+  std::string token;                           // empty: no TLS, anybody may connect
+  std::string name;                            // for logs at the peer; empty: the host's name
+  std::chrono::seconds keep_alive{300};        // unused weights stay that long
+  std::chrono::milliseconds heartbeat_interval{1000};
+  std::chrono::milliseconds heartbeat_timeout{5000};
+  std::chrono::milliseconds handshake_timeout{5000};
+  uint32_t max_connections = 64;
+};
+
+// What a service is doing at the moment, for logs and tests.
+struct BackendStatus {
+  uint32_t n_connections = 0;  // past their hello
+  uint32_t n_stages = 0;       // reserved or loaded
+  uint64_t n_accepted = 0;     // since the start
+  uint64_t n_refused = 0;      // connections that did not get past the handshake
+  uint64_t n_stale = 0;        // frames of another session or epoch that were dropped
+  size_t n_resident = 0;       // sets of weights, used or kept
+  std::vector<uint64_t> memory_free;
+};
+
+class BackendService {
+ public:
+  // Listens from now on. io and host outlive the service. Throws SystemError (cannot bind), RequestError (bad host).
+  BackendService(net::IoThreads& io, SliceHost& host, BackendOptions options);
+  // Stops.
+  ~BackendService();
+
+  // With the port that was bound.
+  const net::Endpoint& endpoint() const;
+  BackendStatus status() const;
+  // Tells every peer that this backend stops, closes the connections and frees what they held. Blocks; idempotent; not
+  // from an I/O thread.
+  void stop();
+
+  class State;
+
+ private:
+  std::shared_ptr<State> state_;  // shared with the coroutines that serve
+};
+
+}  // namespace caravan::remote

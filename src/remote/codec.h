@@ -1,0 +1,56 @@
+// Payloads of the stage protocol: batches, manifests, load requests and outputs as bytes. Every decoder checks counts
+// against the bytes that are there before it allocates. Layout: docs/protocol.md.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/bytes.h"
+#include "remote/protocol.h"
+#include "stage/batch.h"
+#include "stage/stage.h"
+
+namespace caravan::remote {
+
+// A batch. decode throws FormatError for bytes that are no batch; what the batch asks for is checked by
+// stage::validate(), not here. n_groups: cache groups of the model (visible ranges per row).
+void encode_batch(ByteWriter& writer, const stage::Batch& batch);
+stage::Batch decode_batch(std::span<const std::byte> bytes);
+
+// A manifest with the hash of every chunk. encode: every entry has hashes. decode validates (weights::validate) and
+// throws FormatError.
+void encode_manifest(ByteWriter& writer, const weights::Manifest& manifest);
+weights::Manifest decode_manifest(std::span<const std::byte> bytes);
+
+// A load request as header and payload. Throws NotSupportedError for hyperparameters over kMaxMetadataBytes (a token
+// list has no place there).
+struct EncodedLoad {
+  pb::LoadSlice header;
+  std::vector<std::byte> payload;
+};
+EncodedLoad encode_load(const stage::LoadRequest& request, uint32_t stage, uint32_t device);
+// Throws ProtocolError or FormatError naming the field. source names the peer in errors about its metadata.
+stage::LoadRequest decode_load(const pb::LoadSlice& header, std::span<const std::byte> payload,
+                               const std::string& source);
+
+// The numbers that size the payload of an output.
+struct OutputShape {
+  uint32_t n_embd = 0, n_vocab = 0;
+  bool outputs = false;  // the stage gives RowOutputs instead of hidden rows
+};
+// Bytes of the payload of a batch's output.
+uint64_t output_bytes(const stage::Batch& batch, const OutputShape& shape);
+// Values follow the order of Batch::outputs; what a peer sends must have exactly the size that the batch asks for.
+std::vector<std::byte> encode_output(const stage::StageOutput& output);
+// Fills hidden or outputs. Throws ProtocolError (size) naming both sizes.
+void decode_output(std::span<const std::byte> payload, const stage::Batch& batch, const OutputShape& shape,
+                   stage::StageOutput& output);
+
+void write_fence(pb::Fence& out, const stage::Fence& fence);
+stage::Fence read_fence(const pb::Fence& fence);
+
+// f32 values as raw bytes and back; throws FormatError when the size is no multiple of 4.
+std::vector<float> decode_floats(std::span<const std::byte> bytes);
+
+}  // namespace caravan::remote

@@ -1,0 +1,79 @@
+// The stage protocol's numbers: version, message types, and how long each may be. Specification: docs/protocol.md.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "messages.pb.h"
+#include "net/frame.h"
+
+namespace caravan::remote {
+
+// Peers with another major version are refused; a minor version only adds what the other side may ignore.
+inline constexpr uint32_t kProtocolMajor = 1;
+inline constexpr uint32_t kProtocolMinor = 0;
+
+enum class MessageType : uint16_t {
+  hello = 1,
+  hello_ack = 2,
+  error = 3,
+  heartbeat = 4,
+  heartbeat_ack = 5,
+  reserve = 6,
+  lease = 7,
+  load_slice = 8,
+  load_progress = 9,
+  want_chunks = 10,
+  chunk = 11,
+  loaded = 12,
+  open_session = 13,
+  close_session = 14,
+  forward = 15,
+  output = 16,
+  unload = 17,
+  unloaded = 18,
+};
+
+// Who may send a message.
+enum class Sender : uint8_t { server, backend, both };
+
+// One row per message type. The limits are those of a connection past its hello; forward and output have limits of
+// their own that follow from what is loaded (max_payload_bytes is the bound of those).
+struct MessageInfo {
+  MessageType type;
+  std::string_view name;
+  Sender sender;
+  uint32_t max_header_bytes;
+  uint64_t max_payload_bytes;
+};
+
+// The row of a type number, or nullptr for one that this version does not know.
+const MessageInfo* find_message(uint16_t type);
+std::string_view message_name(uint16_t type);
+
+// What an unauthenticated peer may send: one hello (or, to a client, one answer) of this size.
+inline constexpr net::FrameLimits kHelloLimits{4096, 0};
+inline constexpr net::FrameLimits kHelloAckLimits{64 << 10, 0};
+
+inline constexpr uint32_t kMaxStages = 64;           // per connection
+inline constexpr uint32_t kMaxTickets = 1024;        // in flight per connection
+inline constexpr uint32_t kMaxChunksPerWant = 1024;  // digests in one message
+inline constexpr uint64_t kMaxMetadataBytes = 1 << 20;
+inline constexpr uint64_t kMaxManifestBytes = 64 << 20;
+inline constexpr uint64_t kMaxForwardBytes = uint64_t{1} << 30;
+
+// Parses a message header. Throws ProtocolError naming the message.
+template <typename Message>
+Message parse_header(const net::Frame& frame) {
+  Message message;
+  if (!message.ParseFromArray(frame.header.data(), static_cast<int>(frame.header.size())))
+    throw ProtocolError(std::string(message_name(frame.type)) + ": the message header does not parse");
+  return message;
+}
+
+// Whether a peer of that protocol version can be talked to.
+inline bool is_compatible(uint32_t major) { return major == kProtocolMajor; }
+// "protocol 1.0 (caravan 0.1.0)": for refusals and logs.
+std::string describe_version(uint32_t major, uint32_t minor, std::string_view software);
+
+}  // namespace caravan::remote

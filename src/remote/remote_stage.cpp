@@ -1,0 +1,349 @@
+#include "remote/remote_stage.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/asio/post.hpp>
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "remote/codec.h"
+
+namespace caravan::remote {
+
+namespace {
+
+// Chunks that wait to be sent: enough to keep the link busy while the next is read from the file.
+constexpr uint64_t kQueuedChunkBytes = 4 * weights::kChunkBytes;
+
+[[noreturn]] void throw_error(const std::string& who, const pb::Error& error) {
+  const std::string text = fmt::format("{}: {}", who, error.text());
+  switch (error.code()) {
+    case pb::Error::RESOURCE:
+      throw ResourceError(text);
+    case pb::Error::FORMAT:
+      throw FormatError(text);
+    case pb::Error::NOT_SUPPORTED:
+      throw NotSupportedError(text);
+    default:
+      throw Error(text);
+  }
+}
+
+// Chunks of a manifest by their hash, to answer a backend from sources.
+class ChunkServer {
+ public:
+  ChunkServer(const weights::Manifest& manifest, std::span<weights::WeightSource* const> sources) : sources_(sources) {
+    for (const weights::TensorEntry& tensor : manifest.tensors)
+      for (uint64_t i = 0; i < weights::n_chunks(tensor.size_bytes); ++i)
+        chunks_.emplace(tensor.chunks.at(i), weights::ChunkRef{&tensor, i});
+  }
+
+  // Sends what is wanted, in order; only chunks of the manifest exist for the peer. The peer verifies the bytes.
+  void answer(const pb::WantChunks& want, Channel& channel) const {
+    if (static_cast<uint32_t>(want.digests_size()) > kMaxChunksPerWant)
+      throw ProtocolError(
+          fmt::format("WantChunks: {} chunks, at most {} are accepted", want.digests_size(), kMaxChunksPerWant));
+    for (const std::string& raw : want.digests()) {
+      const Digest digest = Digest::from_bytes(raw);
+      const auto found = chunks_.find(digest);
+      if (found == chunks_.end())
+        throw ProtocolError(fmt::format("WantChunks: {} is no chunk of the slice", digest.hex()));
+      std::vector<std::byte> bytes(found->second.size_bytes());
+      const bool have = std::ranges::any_of(
+          sources_, [&](weights::WeightSource* source) { return source->fetch(found->second, bytes); });
+      pb::Chunk reply;
+      reply.set_stage(want.stage());
+      reply.set_digest(raw);
+      reply.set_missing(!have);
+      if (!have) bytes.clear();
+      if (!channel.wait_for_room(kQueuedChunkBytes)) return;
+      channel.send(MessageType::chunk, reply, std::move(bytes));
+    }
+  }
+
+ private:
+  std::span<weights::WeightSource* const> sources_;
+  std::unordered_map<Digest, weights::ChunkRef> chunks_;
+};
+
+}  // namespace
+
+class RemoteStage::State : public BackendLink::Listener {
+ public:
+  explicit State(std::string who_is) : who(std::move(who_is)) {}
+
+  void on_frame(net::Frame frame) override;
+  void on_lost(const std::string& reason) override;
+  uint64_t max_output_bytes() const override;
+
+  // The next frame of a conversation, waiting for it. Throws Error when the link is lost, or what an Error says.
+  net::Frame next_frame();
+  void start_conversation();
+  void deliver(const net::Frame& frame);
+  // Delivers to the sink unless it was replaced meanwhile.
+  void hand_over(stage::StageOutput output);
+
+  const std::string who;
+
+  mutable std::mutex mutex;
+  std::condition_variable changed;
+  bool in_conversation = false;         // under mutex: load() or reserve() waits for frames
+  std::deque<net::Frame> conversation;  // under mutex
+  std::string lost;                     // under mutex
+  bool is_loaded = false;               // under mutex
+  OutputShape shape;                    // under mutex
+  stage::MemoryNeed held;               // under mutex
+  uint64_t pulled_bytes = 0;            // under mutex
+  uint64_t session = 0, epoch = 0;      // under mutex
+  // Tickets in flight and what was asked for, of the current session and epoch.
+  std::map<stage::Fence, std::shared_ptr<const stage::Batch>> pending;  // under mutex
+  uint64_t longest_output = 0;                                          // under mutex
+
+  std::mutex sink_mutex;              // held while the sink is called
+  stage::OutputSink* sink = nullptr;  // under sink_mutex
+  uint64_t sink_session = 0, sink_epoch = 0;
+};
+
+void RemoteStage::State::on_frame(net::Frame frame) {
+  if (frame.type == static_cast<uint16_t>(MessageType::output)) return deliver(frame);
+  if (frame.type == static_cast<uint16_t>(MessageType::unloaded)) return;
+  {
+    const std::lock_guard lock(mutex);
+    if (in_conversation) {
+      if (conversation.size() > kMaxTickets) throw ProtocolError("too many messages about one load");
+      conversation.push_back(std::move(frame));
+      changed.notify_all();
+      return;
+    }
+  }
+  if (frame.type != static_cast<uint16_t>(MessageType::error)) return;  // of a conversation that was given up
+  // The stage has failed outside a conversation: so have its tickets.
+  const std::string text = fmt::format("{}: {}", who, parse_header<pb::Error>(frame).text());
+  std::map<stage::Fence, std::shared_ptr<const stage::Batch>> failed;
+  {
+    const std::lock_guard lock(mutex);
+    failed.swap(pending);
+  }
+  for (const auto& [fence, batch] : failed) hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = text});
+}
+
+void RemoteStage::State::on_lost(const std::string& reason) {
+  std::map<stage::Fence, std::shared_ptr<const stage::Batch>> failed;
+  {
+    const std::lock_guard lock(mutex);
+    lost = reason;
+    failed.swap(pending);
+  }
+  changed.notify_all();
+  for (const auto& [fence, batch] : failed) hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = reason});
+}
+
+uint64_t RemoteStage::State::max_output_bytes() const {
+  const std::lock_guard lock(mutex);
+  return longest_output;
+}
+
+void RemoteStage::State::deliver(const net::Frame& frame) {
+  const auto header = parse_header<pb::Output>(frame);
+  stage::StageOutput output;
+  output.fence = read_fence(header.fence());
+  std::shared_ptr<const stage::Batch> batch;
+  OutputShape output_shape;
+  {
+    const std::lock_guard lock(mutex);
+    const auto found = pending.find(output.fence);
+    if (found == pending.end()) return;  // of an older epoch
+    batch = std::move(found->second);
+    pending.erase(found);
+    output_shape = shape;
+  }
+  if (header.error().empty())
+    decode_output(frame.payload, *batch, output_shape, output);
+  else
+    output.error = fmt::format("{}: {}", who, header.error());
+  output.compute_seconds = header.compute_us() * 1e-6;
+  hand_over(std::move(output));
+}
+
+void RemoteStage::State::hand_over(stage::StageOutput output) {
+  const std::lock_guard lock(sink_mutex);
+  if (sink == nullptr || output.fence.session != sink_session || output.fence.epoch != sink_epoch) return;
+  sink->deliver(std::move(output));
+}
+
+void RemoteStage::State::start_conversation() {
+  const std::lock_guard lock(mutex);
+  in_conversation = true;
+  conversation.clear();
+}
+
+net::Frame RemoteStage::State::next_frame() {
+  std::unique_lock lock(mutex);
+  changed.wait(lock, [&] { return !conversation.empty() || !lost.empty(); });
+  if (conversation.empty()) throw Error(lost);
+  net::Frame frame = std::move(conversation.front());
+  conversation.pop_front();
+  lock.unlock();
+  if (frame.type == static_cast<uint16_t>(MessageType::error)) throw_error(who, parse_header<pb::Error>(frame));
+  return frame;
+}
+
+RemoteStage::RemoteStage(std::shared_ptr<BackendLink> link, size_t device)
+    : link_(std::move(link)),
+      device_(device),
+      state_(std::make_shared<State>("backend " + link_->info().endpoint.text())),
+      stage_(link_->attach(state_)) {
+  CARAVAN_ASSERT(device_ < link_->info().devices.size(), "callers choose from the backend's devices");
+}
+
+RemoteStage::~RemoteStage() {
+  {
+    const std::lock_guard lock(state_->sink_mutex);
+    state_->sink = nullptr;
+  }
+  pb::Unload message;
+  message.set_stage(stage_);
+  link_->channel().send(MessageType::unload, message);
+  link_->detach(stage_);
+}
+
+namespace {
+
+// Ends a conversation however it went.
+template <typename StateType>
+struct ConversationEnd {
+  StateType& state;
+  ~ConversationEnd() {
+    const std::lock_guard lock(state.mutex);
+    state.in_conversation = false;
+    state.conversation.clear();
+  }
+};
+
+}  // namespace
+
+void RemoteStage::reserve(const stage::MemoryNeed& need, const Digest& key) {
+  state_->start_conversation();
+  const ConversationEnd<State> end{*state_};
+  pb::Reserve message;
+  message.set_stage(stage_);
+  message.set_device(static_cast<uint32_t>(device_));
+  message.set_weights(need.weights);
+  message.set_kv_cache(need.kv_cache);
+  message.set_scratch(need.scratch);
+  message.set_content_key(key.bytes.data(), key.bytes.size());
+  link_->channel().send(MessageType::reserve, message);
+  const net::Frame frame = state_->next_frame();
+  if (frame.type != static_cast<uint16_t>(MessageType::lease))
+    throw ProtocolError(fmt::format("{}: {} in place of Lease", state_->who, message_name(frame.type)));
+}
+
+void RemoteStage::load(const stage::LoadRequest& request, std::span<weights::WeightSource* const> sources,
+                       const ProgressFunction& on_progress) {
+  for (const weights::TensorEntry& tensor : request.manifest.tensors)
+    if (tensor.chunks.size() != weights::n_chunks(tensor.size_bytes))
+      throw FormatError(fmt::format("manifest: tensor '{}' has no chunk hashes, a backend needs them", tensor.name));
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->is_loaded = false;
+    state_->pending.clear();
+  }
+  state_->start_conversation();
+  const ConversationEnd<State> end{*state_};
+  const ChunkServer chunks(request.manifest, sources);
+  EncodedLoad encoded = encode_load(request, stage_, static_cast<uint32_t>(device_));
+  link_->channel().send(MessageType::load_slice, encoded.header, std::move(encoded.payload));
+  while (true) {
+    const net::Frame frame = state_->next_frame();
+    switch (static_cast<MessageType>(frame.type)) {
+      case MessageType::want_chunks:
+        chunks.answer(parse_header<pb::WantChunks>(frame), link_->channel());
+        break;
+      case MessageType::load_progress:
+        if (on_progress) on_progress(parse_header<pb::LoadProgress>(frame).bytes_done());
+        break;
+      case MessageType::loaded: {
+        const auto loaded = parse_header<pb::Loaded>(frame);
+        const std::lock_guard lock(state_->mutex);
+        state_->shape = {loaded.n_embd(), loaded.n_vocab(), request.slice.outputs};
+        state_->held = {loaded.weights(), loaded.kv_cache(), loaded.scratch()};
+        state_->pulled_bytes = loaded.pulled_bytes();
+        state_->is_loaded = true;
+        return;
+      }
+      default:
+        throw ProtocolError(fmt::format("{}: {} while a slice is loaded", state_->who, message_name(frame.type)));
+    }
+  }
+}
+
+const stage::MemoryNeed& RemoteStage::held() const { return state_->held; }
+uint64_t RemoteStage::pulled_bytes() const { return state_->pulled_bytes; }
+
+void RemoteStage::open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) {
+  {
+    const std::lock_guard lock(state_->sink_mutex);
+    state_->sink = &sink;
+    state_->sink_session = session;
+    state_->sink_epoch = epoch;
+  }
+  bool is_loaded = false;
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->session = session;
+    state_->epoch = epoch;
+    state_->pending.clear();
+    is_loaded = state_->is_loaded;
+  }
+  if (!is_loaded) return;  // enqueue() says so
+  pb::OpenSession message;
+  message.set_stage(stage_);
+  message.set_session(session);
+  message.set_epoch(epoch);
+  message.mutable_input()->set_kind(pb::Route::CONNECTION);
+  message.mutable_output()->set_kind(pb::Route::CONNECTION);
+  link_->channel().send(MessageType::open_session, message);
+}
+
+void RemoteStage::enqueue(const stage::Fence& fence, std::shared_ptr<const stage::Batch> batch,
+                          std::vector<float> input) {
+  std::string failure;
+  {
+    const std::lock_guard lock(state_->mutex);
+    if (!state_->lost.empty())
+      failure = state_->lost;
+    else if (!state_->is_loaded)
+      failure = state_->who + ": the stage has not been loaded";
+    else if (fence.session != state_->session || fence.epoch != state_->epoch)
+      return;  // stale: dropped, as the backend would
+    else {
+      state_->pending.emplace(fence, batch);
+      state_->longest_output = std::max(state_->longest_output, output_bytes(*batch, state_->shape));
+    }
+  }
+  if (!failure.empty()) {
+    // Not on this thread: a sink may call enqueue().
+    net::asio::post(link_->channel().executor(), [state = state_, fence, failure] {
+      state->hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = failure});
+    });
+    return;
+  }
+  ByteWriter writer;
+  encode_batch(writer, *batch);
+  pb::Forward message;
+  message.set_stage(stage_);
+  write_fence(*message.mutable_fence(), fence);
+  message.set_batch_bytes(static_cast<uint32_t>(writer.data().size()));
+  writer.write_bytes(std::as_bytes(std::span(input)));
+  link_->channel().send(MessageType::forward, message, writer.release());
+}
+
+std::string RemoteStage::numeric_class() const { return link_->info().devices[device_].numeric_class; }
+
+}  // namespace caravan::remote

@@ -1,0 +1,46 @@
+// A stage on a backend, driven over a link.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "remote/backend_link.h"
+#include "stage/stage.h"
+
+namespace caravan::remote {
+
+class RemoteStage : public stage::Stage {
+ public:
+  // device: index into BackendInfo::devices.
+  explicit RemoteStage(std::shared_ptr<BackendLink> link, size_t device = 0);
+  // The backend frees the KV cache; the weights stay for its keep_alive. No sink is called afterwards. Does not wait:
+  // what the backend is asked next, it does after this.
+  ~RemoteStage() override;
+
+  // Keeps memory on the device until load() or the destructor; blocks. key: content_key() of the request to come.
+  // Throws ResourceError with need and have; Error when the link is lost.
+  void reserve(const stage::MemoryNeed& need, const Digest& key);
+
+  // The manifest must have hashes: the backend asks for chunks by them, and they are read from sources on the calling
+  // thread.
+  void load(const stage::LoadRequest& request, std::span<weights::WeightSource* const> sources,
+            const ProgressFunction& on_progress) override;
+  // What the backend said it holds for the loaded stage.
+  const stage::MemoryNeed& held() const;
+  // Weight bytes of the last load() that crossed the wire.
+  uint64_t pulled_bytes() const;
+
+  void open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) override;
+  // When the link is lost, the sink gets an error for this and every ticket in flight.
+  void enqueue(const stage::Fence& fence, std::shared_ptr<const stage::Batch> batch, std::vector<float> input) override;
+  std::string numeric_class() const override;
+
+ private:
+  class State;
+  const std::shared_ptr<BackendLink> link_;
+  const size_t device_;
+  const std::shared_ptr<State> state_;  // shared with the link, which may be delivering to it
+  const uint32_t stage_;
+};
+
+}  // namespace caravan::remote

@@ -1,0 +1,58 @@
+#include "remote/slice_host.h"
+
+#include "base/error.h"
+#include "models/registry.h"
+#include "stage/local_stage.h"
+
+namespace caravan::remote {
+
+namespace {
+
+struct LoadedWeights : ResidentWeights {
+  explicit LoadedWeights(std::shared_ptr<const stage::LoadedSlice> s) : slice(std::move(s)) {}
+  std::shared_ptr<const stage::LoadedSlice> slice;
+};
+
+}  // namespace
+
+DeviceSliceHost::DeviceSliceHost(std::vector<std::unique_ptr<device::Device>> devices) : devices_(std::move(devices)) {
+  CARAVAN_ASSERT(!devices_.empty(), "a backend has at least one device");
+}
+
+std::vector<device::DeviceInfo> DeviceSliceHost::devices() const {
+  std::vector<device::DeviceInfo> infos;
+  for (const auto& device : devices_) infos.push_back(device->info());
+  return infos;
+}
+
+stage::MemoryNeed DeviceSliceHost::need(size_t device, const stage::LoadRequest& request) const {
+  const models::Arch& arch = models::find_arch(request.hyperparameters);
+  const models::Hyperparameters hp = arch.read(request.hyperparameters);
+  return stage::memory_need(arch, hp, models::tensor_map(request.manifest), request.slice, request.cache,
+                            *devices_.at(device));
+}
+
+std::shared_ptr<const ResidentWeights> DeviceSliceHost::load(size_t device, const stage::LoadRequest& request,
+                                                             std::span<weights::WeightSource* const> sources,
+                                                             const stage::Stage::ProgressFunction& on_progress) {
+  return std::make_shared<LoadedWeights>(stage::LoadedSlice::load(*devices_.at(device), request, sources, on_progress));
+}
+
+ReadyStage DeviceSliceHost::make_stage(size_t device, const stage::LoadRequest& request,
+                                       std::shared_ptr<const ResidentWeights> weights) {
+  const auto& slice = static_cast<const LoadedWeights&>(*weights).slice;
+  auto stage = std::make_unique<stage::LocalStage>(*devices_.at(device));
+  stage->use(slice, request.cache);
+  ReadyStage ready;
+  ready.limits.max_rows = request.cache.max_rows;
+  ready.limits.max_outputs = request.cache.max_outputs;
+  ready.limits.max_slots = request.cache.max_slots;
+  ready.limits.n_vocab = slice->hyperparameters().n_vocab;
+  ready.limits.block_tokens = request.cache.block_tokens;
+  ready.limits.n_blocks = request.cache.n_blocks;
+  ready.n_embd = slice->hyperparameters().n_embd;
+  ready.stage = std::move(stage);
+  return ready;
+}
+
+}  // namespace caravan::remote

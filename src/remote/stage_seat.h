@@ -1,0 +1,94 @@
+// One stage of one peer on a backend: loading, sessions and tickets of that stage.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <thread>
+
+#include "remote/channel.h"
+#include "remote/reaper.h"
+#include "remote/remote_weight_source.h"
+#include "remote/slice_store.h"
+#include "stage/stage.h"
+
+namespace caravan::remote {
+
+// Handlers are called on the channel's executor and return at once; what blocks (loading, opening a session while a
+// step computes) runs on the seat's own thread, in order. Destroying a seat frees its memory; it waits for the step in
+// progress, so it happens on the reaper's thread.
+class StageSeat : private stage::OutputSink {
+ public:
+  // store, host and reaper outlive the seat.
+  StageSeat(uint32_t stage, std::shared_ptr<Channel> channel, SliceHost& host, SliceStore& store, Reaper& reaper);
+  ~StageSeat() override;
+
+  // The seat's work can be abandoned: loading fails, what waits ends. The destructor does it too.
+  void cancel(const std::string& reason);
+
+  void reserve(const pb::Reserve& message);
+  // Throws ProtocolError or FormatError for a request that does not decode.
+  void load(const pb::LoadSlice& header, std::span<const std::byte> payload);
+  void chunk(const pb::Chunk& header, std::vector<std::byte> payload);
+  void open(const pb::OpenSession& message);
+  void close_session(const pb::CloseSession& message);
+  // Throws ProtocolError (wrong state, duplicate ticket, too many tickets) or FormatError (does not decode).
+  void forward(const pb::Forward& header, std::span<const std::byte> payload);
+
+  // Longest payload of a Forward that this stage takes; 0 before it is loaded.
+  uint64_t max_forward_bytes() const;
+  uint64_t n_stale() const { return n_stale_.load(); }
+  // Tickets that have been enqueued and not delivered.
+  size_t n_in_flight() const;
+
+ private:
+  struct Shape {
+    stage::BatchLimits limits;
+    uint32_t n_embd = 0;
+    stage::Slice slice;
+  };
+
+  void deliver(stage::StageOutput output) noexcept override;
+  void post(std::function<void()> job);
+  void work(std::stop_token stop);
+  void run_load(const stage::LoadRequest& request);
+  void report(const std::exception& error, pb::Error::Code code);
+  // Runs a job and reports what it throws as an Error of this stage.
+  void guarded(const std::function<void()>& job);
+  void send_output_error(const stage::Fence& fence, const std::string& error);
+
+  const uint32_t id_;
+  const std::shared_ptr<Channel> channel_;
+  SliceHost& host_;
+  SliceStore& store_;
+  Reaper& reaper_;
+
+  // On the executor.
+  uint64_t session_ = 0, epoch_ = 0;
+  bool is_open_ = false;
+  std::atomic<uint64_t> n_stale_{0};
+
+  mutable std::mutex mutex_;
+  std::optional<Shape> shape_;                  // under mutex_; set while loaded
+  std::map<stage::Fence, uint64_t> in_flight_;  // under mutex_; ticket -> input bytes
+  uint64_t in_flight_bytes_ = 0;                // under mutex_
+  std::shared_ptr<RemoteWeightSource> source_;  // under mutex_; while loading
+  std::string cancelled_;                       // under mutex_
+  std::condition_variable_any jobs_changed_;
+  std::deque<std::function<void()>> jobs_;  // under mutex_
+  size_t n_pending_jobs_ = 0;               // under mutex_; the running one included
+
+  // Destroyed in this order: thread, stage, lease.
+  SliceStore::Lease lease_;              // on the seat's thread
+  std::unique_ptr<stage::Stage> stage_;  // set on the seat's thread while shape_ is empty
+  std::jthread thread_;
+};
+
+}  // namespace caravan::remote
