@@ -97,7 +97,10 @@ TEST(SliceStore, EvictsTheLongestUnusedFirstAndNeverWhatIsUsed) {
   EXPECT_EQ(store.n_resident(), 3u);
   const Loader last(store, host, d);  // in b's place
   EXPECT_EQ(store.n_resident(), 3u);
-  EXPECT_TRUE(Loader(store, host, c).loaded.shared);
+  {
+    const auto lease = store.reserve(0, {20000, 0, 0}, key_of(c));  // takes no more memory: c is still there
+    EXPECT_TRUE(store.load(lease, c.request, {}, [](uint64_t) {}, {}).shared);
+  }
   EXPECT_THROW(Loader(store, host, b), ResourceError);  // a and d are used, c goes, and it is not enough
 }
 
