@@ -124,6 +124,7 @@ class Engine::Impl {
   // The engine thread's own.
   Scheduler scheduler_;
   std::optional<PlanSummary> plan_;
+  std::string lost_reason_;                       // why there is no plan any more
   std::map<uint64_t, ScheduledBatch> in_flight_;  // by ticket; of the batch only what a result is checked against
   EngineCounters counters_;
   uint32_t n_ended_ = 0;  // since the last publish()
@@ -266,7 +267,7 @@ bool Engine::Impl::take_inbox() {
     scheduler_.add(std::move(sequence));
     // The plan may have changed since submit() checked.
     if (!plan_) {
-      fail(id, RequestError::Kind::unavailable, "the plan was lost before the request started");
+      fail(id, RequestError::Kind::unavailable, lost_reason_);
       continue;
     }
     try {
@@ -408,6 +409,7 @@ void Engine::Impl::on(const PlanReady& ready) {
 
 void Engine::Impl::on(const PlanLost& lost) {
   plan_.reset();
+  lost_reason_ = lost.reason;
   in_flight_.clear();
   fail_all(RequestError::Kind::unavailable, lost.reason);
   std::lock_guard lock(mutex_);

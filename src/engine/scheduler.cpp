@@ -117,12 +117,20 @@ void Scheduler::preempt(Sequence& sequence) {
   release(sequence);
 }
 
-// Whether a waiting sequence can be computed up to its next token without taking blocks from others. Room for less
-// would make it compute for nothing and be preempted again.
-bool Scheduler::fits_now(const Sequence& sequence) const {
+// Whether a waiting sequence can be computed up to its next token from blocks that no running sequence holds or needs
+// for its own tokens. Room for less would make it compute for nothing and be preempted again.
+bool Scheduler::fits_now(const Sequence& waiting) const {
   for (size_t group = 0; group < allocators_.size(); ++group) {
-    const uint32_t needed = blocks_needed(plan_.groups[group], sequence.n_tokens(), plan_.block_tokens);
-    if (allocators_[group].n_free() < needed) return false;
+    const auto needed = [&](const Sequence& sequence) {
+      return blocks_needed(plan_.groups[group], sequence.n_tokens(), plan_.block_tokens);
+    };
+    uint64_t claimed = needed(waiting);
+    for (const auto& [id, sequence] : sequences_) {
+      if (!sequence->slot) continue;
+      const auto held = static_cast<uint32_t>(sequence->tables[group].blocks.size());
+      claimed += needed(*sequence) - std::min(needed(*sequence), held);
+    }
+    if (claimed > allocators_[group].n_free()) return false;
   }
   return true;
 }

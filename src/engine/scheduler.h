@@ -81,7 +81,7 @@ class Scheduler {
   };
 
   void admit();
-  bool fits_now(const Sequence& sequence) const;
+  bool fits_now(const Sequence& waiting) const;
   std::vector<Chunk> choose() const;
   void reserve(std::vector<Chunk>& chunks);
   uint32_t rows_that_fit(const Sequence& sequence) const;

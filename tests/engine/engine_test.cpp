@@ -164,6 +164,7 @@ TEST_F(EngineTest, ConcurrentRequestsGetExactlyWhatEachGetsAlone) {
       {{full_group(20), window_group(6, 9)}, 16, 1},
       {{window_group(5, 64), full_group(64)}, 7, 4},
       {{window_group(8, 3)}, 16, 2},  // the blocks of one sequence
+      {{full_group(14)}, 1, 1},       // rows go to young sequences while old ones hold the blocks
   };
   uint64_t n_preemptions = 0;
   for (size_t i = 0; i < shapes.size(); ++i) {
@@ -575,6 +576,38 @@ TEST_F(EngineTest, AFailedBatchEndsOnlyItsOwnRequests) {
   }
   EXPECT_EQ(collect(*after).tokens, expected(good));
   EXPECT_EQ(engine_->status().state, EngineStatus::State::ready);
+}
+
+TEST_F(EngineTest, ResultsThatWereInFlightWhenAnotherBatchFailedAreVoid) {
+  pipeline_.close_gate();
+  PlanSummary plan = make_plan({full_group(64)});
+  plan.stages.resize(2);
+  start(plan);
+  pipeline_.fail_when(
+      [](const stage::Batch& batch) { return std::count(batch.tokens.begin(), batch.tokens.end(), 200) > 0; },
+      "refused");
+  GenerateParams good = greedy({1, 2, 3}, 10);
+  good.sampling.temperature = 1;
+  good.sampling.ignore_eos = true;
+  good.sampling.logit_bias = {{200, -INFINITY}};
+  auto stream = engine_->submit(good);
+  pipeline_.wait_for_batches(1);
+  auto bad = engine_->submit(greedy({200}, 10));
+  EXPECT_TRUE(collect(*bad).error);
+  pipeline_.wait_for_batches(3);  // the prompt of the first again, while its first result is still held
+  pipeline_.open_gate();
+  EXPECT_EQ(collect(*stream).tokens, expected(good));
+}
+
+TEST_F(EngineTest, ASequenceWaitsUntilItsBlocksAreFreeInsteadOfTakingThemAndLosingThem) {
+  pipeline_.close_gate();
+  start(make_plan({full_group(8)}));  // 32 tokens
+  auto first = engine_->submit(greedy(std::vector<int32_t>(20, 1), 8));
+  auto second = engine_->submit(greedy(std::vector<int32_t>(16, 2), 8));
+  pipeline_.open_gate();
+  EXPECT_TRUE(collect(*first).final);
+  EXPECT_TRUE(collect(*second).final);
+  EXPECT_EQ(engine_->status().counters.preemptions, 0u);
 }
 
 TEST_F(EngineTest, EmbedsThroughSeveralBatchesWithEveryPooling) {
