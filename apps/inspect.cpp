@@ -3,14 +3,14 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cmath>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "options.h"
 
 namespace caravan::app {
 namespace {
@@ -178,23 +178,19 @@ json describe_json(const gguf::Model& model, size_t max_elements) {
 }
 
 int run_inspect(int argc, char** argv) {
-  CLI::App app("Prints the metadata and the tensors of a GGUF model (of a split one, give the first part).",
-               "caravan inspect");
   std::string path;
   bool as_json = false;
-  size_t max_elements = 16;
-  app.add_option("FILE,-m,--model", path, "the GGUF file")->required();
-  app.add_flag("--json", as_json, "print one JSON object");
-  app.add_option("--elements", max_elements, "with --json: elements of an array that are printed")
-      ->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    fmt::print("{}", app.help());
-    return 0;
-  } catch (const CLI::ParseError& error) {
-    throw RequestError(fmt::format("caravan inspect: {}", error.what()));
-  }
+  uint64_t max_elements = 16;
+  OptionParser options("caravan inspect FILE [options]",
+                       "Prints the metadata and the tensors of a GGUF model (of a split one, give the first part).");
+  options.positional("FILE", "the GGUF file", into(path));
+  options.add({{"--json"}, "", "print one JSON object", {}, into(as_json)});
+  options.add({{"--elements"},
+               "N",
+               "with --json: elements of an array that are printed (default: 16)",
+               {},
+               into(max_elements, 0, std::numeric_limits<int64_t>::max())});
+  if (options.parse(argc, argv) == OptionParser::Result::exit) return 0;
   const gguf::Model model = gguf::Model::open(path);
   if (as_json)
     fmt::print("{}\n", describe_json(model, max_elements).dump(2, ' ', false, json::error_handler_t::replace));

@@ -3,12 +3,12 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "gguf/writer.h"
+#include "options.h"
 
 namespace caravan::app {
 namespace {
@@ -368,29 +369,31 @@ void write_synthetic_model(const std::filesystem::path& path, const ModelShape& 
 }
 
 int run_synth(int argc, char** argv) {
-  CLI::App app(
-      "Writes a model of a known shape with random weights, for measuring. Its answers are noise. To be quick, tensors "
-      "are tiled from a pool of random blocks, so that files compress and deduplicate better than real ones.",
-      "caravan synth");
   std::string shape_name, type_name, output;
+  uint32_t n_layer = 0, n_vocab = 0;
   SynthOptions options;
   options.n_threads = usable_cpu_count();
-  app.add_option("--shape", shape_name, "one of: " + shape_names())->required();
-  app.add_option("--type", type_name, "one of: " + gguf::file_type_names())->required();
-  app.add_option("-o,--output", output, "the file to write")->required();
-  app.add_option("--layers", options.n_layer, "number of layers instead of the shape's")->check(CLI::Range(1, 10000));
-  app.add_option("--vocab", options.n_vocab, "size of the vocabulary instead of the shape's")
-      ->check(CLI::Range(257, 10000000));
-  app.add_option("--seed", options.seed, "the same seed gives the same file")->capture_default_str();
-  app.add_option("-t,--threads", options.n_threads, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp&) {
-    fmt::print("{}", app.help());
-    return 0;
-  } catch (const CLI::ParseError& error) {
-    throw RequestError(fmt::format("caravan synth: {}", error.what()));
-  }
+  OptionParser parser(
+      "caravan synth --shape NAME --type TYPE -o FILE [options]",
+      "Writes a model of a known shape with random weights, for measuring. Its answers are noise. To be quick, "
+      "tensors\n"
+      "are tiled from a pool of random blocks, so that files compress and deduplicate better than real ones.");
+  parser.add({{"--shape"}, "NAME", "one of: " + shape_names(), {}, into(shape_name)});
+  parser.add({{"--type"}, "TYPE", "one of: " + gguf::file_type_names(), {}, into(type_name)});
+  parser.add({{"-o", "--output"}, "FILE", "the file to write", {}, into(output)});
+  parser.add({{"--layers"}, "N", "number of layers instead of the shape's", {}, into(n_layer, 1, 10000)});
+  parser.add({{"--vocab"}, "N", "tokens of the vocabulary instead of the shape's", {}, into(n_vocab, 257, 10000000)});
+  parser.add({{"--seed"},
+              "N",
+              "the same seed gives the same file (default: 1)",
+              {},
+              into(options.seed, 0, std::numeric_limits<int64_t>::max())});
+  parser.add({{"-t", "--threads"}, "N", "threads (default: all)", {}, into(options.n_threads, 1, 1024)});
+  if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
+  if (shape_name.empty() || type_name.empty() || output.empty())
+    throw RequestError("--shape, --type and -o are all needed; `caravan synth --help` lists what they accept");
+  if (n_layer > 0) options.n_layer = n_layer;
+  if (n_vocab > 0) options.n_vocab = n_vocab;
   const ModelShape* shape = find_model_shape(shape_name);
   if (shape == nullptr)
     throw RequestError(fmt::format("shape '{}' is not known; accepted: {}", shape_name, shape_names()));

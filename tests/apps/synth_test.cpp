@@ -137,6 +137,7 @@ TEST(Synth, ListsWhatItAcceptsWhenItDoesNotKnowAName) {
               HasSubstr("file type 'IQ1_S' cannot be written; accepted: F32"));
   EXPECT_THAT(refusal({"--shape", "mistral-7b", "-o", out}), HasSubstr("--type"));
   EXPECT_THAT(refusal({"--shape", "mistral-7b", "--type", "Q4_0", "-o", out, "--layers", "0"}), HasSubstr("--layers"));
+  EXPECT_THAT(refusal({"--shpe", "mistral-7b"}), HasSubstr("--shape")) << "a suggestion";
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
