@@ -18,7 +18,7 @@ class Backend {
   virtual ~Backend() = default;
   // "10.0.0.2:50052", as the user wrote it.
   virtual const std::string& name() const = 0;
-  // Bytes its devices may still hold for us, as it said when it was connected.
+  // Bytes that it can hold for us at the moment.
   virtual uint64_t memory_free() const = 0;
   virtual std::string numeric_class() const = 0;
   virtual std::unique_ptr<stage::Stage> make_stage() = 0;

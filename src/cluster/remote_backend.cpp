@@ -1,0 +1,58 @@
+#include "cluster/remote_backend.h"
+
+#include "net/endpoint.h"
+#include "remote/backend_link.h"
+#include "remote/remote_stage.h"
+
+namespace caravan::cluster {
+namespace {
+
+constexpr uint16_t kDefaultPort = 50052;
+constexpr auto kMemoryTimeout = std::chrono::seconds(2);
+// A backend's first device holds our layers.
+constexpr size_t kDevice = 0;
+
+class RemoteBackend : public Backend {
+ public:
+  RemoteBackend(std::string name, std::shared_ptr<remote::BackendLink> link)
+      : name_(std::move(name)), link_(std::move(link)) {}
+  ~RemoteBackend() override { link_->close(); }
+
+  const std::string& name() const override { return name_; }
+  uint64_t memory_free() const override { return link_->refresh_memory_free(kMemoryTimeout).at(kDevice); }
+  std::string numeric_class() const override { return link_->info().devices.at(kDevice).numeric_class; }
+  std::unique_ptr<stage::Stage> make_stage() override { return std::make_unique<remote::RemoteStage>(link_, kDevice); }
+
+ private:
+  const std::string name_;
+  const std::shared_ptr<remote::BackendLink> link_;  // shared with the stages on it
+};
+
+class RemoteConnector : public BackendConnector {
+ public:
+  RemoteConnector(net::IoThreads& io, RemoteOptions options) : io_(io), options_(std::move(options)) {}
+
+  std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds timeout,
+                                   std::function<void(std::string reason)> on_lost) override {
+    remote::LinkOptions link_options;
+    link_options.token = options_.token;
+    link_options.connect_timeout = timeout;
+    link_options.heartbeat_timeout = options_.heartbeat_timeout;
+    auto link = remote::BackendLink::connect(io_, net::parse_endpoint(name, kDefaultPort), link_options);
+    if (link->info().devices.empty()) throw Error("backend " + name + " offers no device");
+    link->on_lost([on_lost = std::move(on_lost)](const std::string& reason) { on_lost(reason); });
+    return std::make_unique<RemoteBackend>(name, std::move(link));
+  }
+
+ private:
+  net::IoThreads& io_;
+  const RemoteOptions options_;
+};
+
+}  // namespace
+
+std::unique_ptr<BackendConnector> make_remote_connector(net::IoThreads& io, RemoteOptions options) {
+  return std::make_unique<RemoteConnector>(io, std::move(options));
+}
+
+}  // namespace caravan::cluster
