@@ -15,6 +15,11 @@
 #include <boost/asio/write.hpp>
 #include <string>
 
+#if defined(__GNUC__) && !defined(__clang__)
+// g++ 12 with sanitizers takes Asio's allocator of coroutine frames for a mismatched pair.
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+#endif
+
 namespace caravan::net {
 
 namespace {
