@@ -191,8 +191,9 @@ TEST_P(KernelsTopK, OrdersByLogitThenById) {
     for (float& x : logits) x = std::round(x * 4);  // many ties
     std::vector<int32_t> order(static_cast<size_t>(n));
     for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-      return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+    std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
+      return x != y ? x > y : a < b;
     });
     MisalignedRow row(logits);
     ASSERT_EQ(kernels().argmax(row.data(), n), order[0]);

@@ -137,11 +137,6 @@ CARAVAN_INLINE int32_t ireduce_max(I32x16 a) {
 }
 
 CARAVAN_INLINE F32x16 swap_pairs(F32x16 a) { return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)}; }
-CARAVAN_INLINE F32x16 load_pairs(const float* p) {
-  const __m256 x = _mm256_loadu_ps(p);
-  return {_mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)),
-          _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7))};
-}
 
 CARAVAN_INLINE U8x64 load_u8x64(const void* p) {
   const auto* bytes = static_cast<const char*>(p);

@@ -98,10 +98,6 @@ CARAVAN_INLINE int32_t ireduce_max(I32x16 a) {
 }
 
 CARAVAN_INLINE F32x16 swap_pairs(F32x16 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
-CARAVAN_INLINE F32x16 load_pairs(const float* p) {
-  const __m512i index = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-  return {_mm512_permutexvar_ps(index, _mm512_castps256_ps512(_mm256_loadu_ps(p)))};
-}
 
 CARAVAN_INLINE U8x64 load_u8x64(const void* p) { return {_mm512_loadu_si512(p)}; }
 CARAVAN_INLINE __m512i and_bytes(__m512i a, int byte) {

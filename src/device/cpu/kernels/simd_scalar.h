@@ -214,15 +214,10 @@ CARAVAN_INLINE int32_t ireduce_max(I32x16 a) {
   return a.v[0];
 }
 
-// (x1, x0, x3, x2, ...), and (p[0], p[0], p[1], p[1], ... p[7]).
+// (x1, x0, x3, x2, ...).
 CARAVAN_INLINE F32x16 swap_pairs(F32x16 a) {
   F32x16 r;
   CARAVAN_LANES r.v[i] = a.v[i ^ 1];
-  return r;
-}
-CARAVAN_INLINE F32x16 load_pairs(const float* p) {
-  F32x16 r;
-  CARAVAN_LANES r.v[i] = p[i / 2];
   return r;
 }
 
