@@ -113,7 +113,8 @@ struct Sequences {
   }
 };
 
-std::vector<float> rounded(std::vector<float> row, DType dtype, int head_dim) {
+// K or V of a token as the cache gives it back.
+std::vector<float> rounded(std::vector<float> row, DType dtype) {
   if (dtype == DType::f16)
     for (float& value : row) value = tensor::f16_to_f32(tensor::f32_to_f16(value));
   if (dtype == DType::q8_0) {
@@ -122,7 +123,6 @@ std::vector<float> rounded(std::vector<float> row, DType dtype, int head_dim) {
     info.quantize(row.data(), blocks.data(), static_cast<int64_t>(row.size()));
     info.dequantize(blocks.data(), row.data(), static_cast<int64_t>(row.size()));
   }
-  (void)head_dim;
   return row;
 }
 
@@ -135,9 +135,9 @@ std::vector<float> reference(const Sequences& sequences, size_t index, const Mod
   std::vector<std::vector<float>> keys, values;
   for (int32_t token = 0; token < sequences.lengths[index]; ++token) {
     const auto row = x.begin() + token * width(s);
-    keys.push_back(rounded({row + static_cast<ptrdiff_t>(q_width), row + static_cast<ptrdiff_t>(q_width + k_width)},
-                           s.dtype, s.head_dim_k));
-    values.push_back(rounded({row + static_cast<ptrdiff_t>(q_width + k_width), row + width(s)}, s.dtype, s.head_dim_v));
+    keys.push_back(
+        rounded({row + static_cast<ptrdiff_t>(q_width), row + static_cast<ptrdiff_t>(q_width + k_width)}, s.dtype));
+    values.push_back(rounded({row + static_cast<ptrdiff_t>(q_width + k_width), row + width(s)}, s.dtype));
   }
   std::vector<float> out;
   for (int32_t token = 0; token < sequences.lengths[index]; ++token)

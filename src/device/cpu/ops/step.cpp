@@ -49,7 +49,7 @@ bool is_contiguous(const View& view) {
 
 namespace {
 
-// Counts of at least 2 where a dimension can vary, so that a stride that is wrong shows.
+// No count is zero: sizes and strides are planned for the largest run.
 graph::RowCounts largest_counts(const RunLimits& limits) {
   return {std::max<int64_t>(limits.max_rows, 1), std::max<int64_t>(limits.max_output_rows, 1),
           std::max<int64_t>(limits.max_context, 1), 1};
