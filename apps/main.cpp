@@ -12,7 +12,6 @@
 #include "base/error.h"
 #include "commands.h"
 #include "inspect.h"
-#include "logits.h"
 #include "options.h"
 #include "synth.h"
 

@@ -79,7 +79,7 @@ int64_t parse_integer(const std::string& text, int64_t least, int64_t most);
 double parse_number(const std::string& text);
 std::vector<std::string> split(std::string_view text, char separator);
 
-// Of the candidates the one closest to name (Levenshtein distance), if it is close enough to be meant.
+// Of the candidates the one closest to name (by edits), if it is close enough to be meant.
 std::optional<std::string> closest(const std::string& name, std::span<const std::string> candidates);
 
 }  // namespace caravan::app

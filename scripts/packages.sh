@@ -4,7 +4,7 @@
 set -euo pipefail
 
 wanted=(ca-certificates cmake ninja-build g++ ccache mold make pkg-config python3 curl libboost-dev libssl-dev
-        libprotobuf-dev protobuf-compiler nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev libpcre2-dev
+        libprotobuf-dev protobuf-compiler nlohmann-json3-dev libspdlog-dev libfmt-dev libpcre2-dev
         libutf8proc-dev libgtest-dev libgmock-dev libbenchmark-dev)
 [ "${1:-build}" = check ] && wanted+=(clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev shellcheck)
 

@@ -1,5 +1,3 @@
-#include "logits.h"
-
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -7,6 +5,7 @@
 #include "base/cpu_features.h"
 #include "base/error.h"
 #include "base/file.h"
+#include "commands.h"
 #include "device/cpu/cpu_device.h"
 #include "support/kit.h"
 #include "support/sequence_runner.h"
