@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# What takes longer than every change should: a build without warnings by clang 19, unit tests under ThreadSanitizer, the kernels on
+# arm64 under emulation, and five minutes of each fuzz target.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+step() { printf '\n== %s (%s s since start)\n' "$1" "$SECONDS"; }
+scripts/packages.sh check
+
+step "clang 19 without warnings"
+cmake --preset clang >/dev/null
+cmake --build build/clang -j "$(nproc)" | tail -n 1
+scripts/run_tests.py build/clang --units-only
+
+step "unit tests under ThreadSanitizer"
+cmake --preset tsan >/dev/null
+cmake --build build/tsan -j "$(nproc)" | tail -n 1
+TSAN_OPTIONS=halt_on_error=1 scripts/run_tests.py build/tsan --units-only
+
+step "fuzz targets: 300 s each"
+cmake --preset fuzz >/dev/null
+cmake --build build/fuzz -j "$(nproc)" --target fuzz_targets | tail -n 1
+scripts/fuzz.sh build/fuzz 300
