@@ -79,8 +79,15 @@ int run_by_mode() {
   }
   if (std::strcmp(mode, "backend") != 0 && std::strcmp(mode, "server") != 0)
     throw RequestError(fmt::format("APP_MODE='{}' is not known; accepted: backend, server, none", mode));
-  // The containers' defaults, where the user set nothing else.
+  // The defaults that the containers have always had, where the user set nothing else.
   setenv("APP_BIND", "0.0.0.0", 0);
+  if (std::strcmp(mode, "backend") == 0) {
+    setenv("APP_MEM", "1024", 0);
+  } else {
+    setenv("APP_MODEL", "/app/models/TinyLlama-1.1B-q4_0.gguf", 0);
+    setenv("APP_RPC_BACKENDS", "backend-cuda:50052,backend-cpu:50052", 0);
+    setenv("APP_GPU_LAYERS", "99", 0);
+  }
   char* arguments[] = {const_cast<char*>(mode), nullptr};
   return find_command(mode)->run(1, arguments);
 }

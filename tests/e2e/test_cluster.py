@@ -8,7 +8,7 @@ import threading
 import time
 import unittest
 
-from harness import DEMO_MODEL, Backend, ClusterTest, Process, Server, Stream, clean_environment, free_port, kit_model, run
+from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, Process, Server, Stream, clean_environment, free_port, kit_model, run
 
 PROMPTS = ["Once upon a time there was a fox named Lily.", "Question: What is the capital of France?\nAnswer:",
            "Building a website can be done in 10 simple steps:", "Hello", "2 + 3 =", "The colour of the sky is",
@@ -41,7 +41,7 @@ class SplitModel(ClusterTest):
             for cut in range(1, n_layer):
                 split = pathlib.Path(folder) / f"split{cut}"
                 result = run("logits", "-m", DEMO_MODEL, "--tokens", tokens, "--rpc", rpc, "-ngl", 99, "-ts", f"{cut},{n_layer - cut}",
-                             "-ub", 7 + cut, "-o", split, env=clean_environment(APP_RPC_TOKEN="a token for the end-to-end tests"))
+                             "-ub", 7 + cut, "-o", split, env=clean_environment(APP_RPC_TOKEN=TOKEN))
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertEqual(split.read_bytes(), expected, f"cut after layer {cut}")
 
@@ -79,6 +79,56 @@ class SplitModel(ClusterTest):
         self.assertTrue(other.complete("Once upon a time")["content"])
         first.kill()
         self.assertEqual(second.complete(PROMPTS[0])["content"], answer)
+
+
+class SplitArchitectures(ClusterTest):
+    """Models of each supported architecture, cut at every layer boundary between two backend processes."""
+
+    TOKENS = "3,17,42,99,7,61,120,5,88,33,12,77,101,64,2,50,9,113,28,71,44,90,15,36"
+
+    def every_cut(self, command, model, read):
+        backends = [self.start(Backend, threads=1), self.start(Backend, threads=2)]
+        environment = clean_environment(APP_RPC_TOKEN=TOKEN)
+        expected = read(command, [])
+        listing = run("inspect", model).stdout
+        n_layer = int(next(line.split()[-1] for line in listing.splitlines() if ".block_count" in line))
+        self.assertGreater(n_layer, 1)
+        for cut in range(1, n_layer):
+            more = ["--rpc", ",".join(b.address for b in backends), "-ngl", 99, "-ts", f"{cut},{n_layer - cut}", "-t", 1]
+            self.assertEqual(read(command, more, environment), expected, f"cut after layer {cut}")
+
+    def check_logits(self, name):
+        model = kit_model(name)
+        with tempfile.TemporaryDirectory() as folder:
+            def read(command, more, env=None):
+                path = pathlib.Path(folder) / "logits"
+                chunk = 5 if more else 24
+                result = run(*command, "-ub", chunk, "-o", path, *more, env=env)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                return path.read_bytes()
+            self.every_cut(["logits", "-m", model, "--tokens", self.TOKENS], model, read)
+
+    def test_llama(self):
+        self.check_logits("llama-dense.gguf")
+
+    def test_llama_with_experts(self):
+        self.check_logits("llama-moe.gguf")
+
+    def test_gemma3(self):
+        self.check_logits("gemma3-dense.gguf")
+
+    def test_quantised_llama(self):
+        self.check_logits("quants/llama-Q4_K_M.gguf")
+
+    def test_bert(self):
+        model = kit_model("bert-dense.gguf")
+
+        def read(command, more, env=None):
+            result = run(*command, *more, env=env)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return result.stdout
+
+        self.every_cut(["embedding", "-m", model, "-p", "a fox and a bear", "--embd-output-format", "raw"], model, read)
 
 
 class Refusals(ClusterTest):
