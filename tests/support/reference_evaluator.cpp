@@ -207,8 +207,9 @@ std::vector<Row> ReferenceEvaluator::experts(const std::string& prefix, const Ro
     const Row probabilities = soft_max(router[row]);
     std::vector<size_t> order(probabilities.size());
     std::iota(order.begin(), order.end(), size_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return probabilities[a] > probabilities[b]; });
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      return probabilities[a] != probabilities[b] ? probabilities[a] > probabilities[b] : a < b;
+    });
     double sum = 0;
     for (size_t rank = 0; rank < n_used; ++rank) sum += probabilities[order[rank]];
     Row mixed(x[row].size(), 0);
