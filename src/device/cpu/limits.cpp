@@ -4,11 +4,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "base/cpu_features.h"
+#include "base/error.h"
 #include "base/memory.h"
 
 #if defined(__x86_64__)
@@ -190,6 +194,17 @@ const MachineLoops& best_loops() {
   return kWords;
 }
 
+// Ordinary memory, for which no huge pages are asked: what a plain program reads at best. Weights lie in huge pages
+// where the system gives them, and may be read faster than this limit (docs/performance.md).
+struct Free {
+  void operator()(std::byte* p) const { std::free(p); }
+};
+std::unique_ptr<std::byte[], Free> allocate_small_pages(size_t size) {
+  auto* p = static_cast<std::byte*>(std::aligned_alloc(4096, size));
+  if (p == nullptr) throw ResourceError("cannot allocate " + std::to_string(size) + " bytes to measure reading");
+  return std::unique_ptr<std::byte[], Free>(p);
+}
+
 // Runs work(worker) on n_threads new threads at once and returns the wall time in seconds.
 template <typename Work>
 double seconds_of(int n_threads, const Work& work) {
@@ -218,8 +233,8 @@ MachineLimits measure_limits(int n_threads) {
   const MachineLoops& loops = best_loops();
   const bool roomy = available_memory_bytes() > (size_t{4} << 30);
   const size_t size = roomy ? size_t{1} << 30 : size_t{1} << 27;
-  const AnonymousMemory buffer(size);
-  std::memset(buffer.data(), 1, size);
+  const auto buffer = allocate_small_pages(size);
+  std::memset(buffer.get(), 1, size);
   const size_t part = size / static_cast<size_t>(n_threads) / 4096 * 4096;
   const int64_t int8_iterations = iterations_for(loops.int8), f32_iterations = iterations_for(loops.f32);
 
@@ -230,8 +245,8 @@ MachineLimits measure_limits(int n_threads) {
   const auto sink = [&](int worker) -> volatile uint64_t& { return sinks[static_cast<size_t>(worker)].value; };
   MachineLimits best{};
   for (int run = 0; run < 7; ++run) {
-    const double s = seconds_of(
-        n_threads, [&](int i) { sink(i) = loops.read(buffer.data() + part * static_cast<size_t>(i), part); });
+    const double s =
+        seconds_of(n_threads, [&](int i) { sink(i) = loops.read(buffer.get() + part * static_cast<size_t>(i), part); });
     best.read_bytes_per_s = std::max(best.read_bytes_per_s, static_cast<double>(part) * n_threads / s);
   }
   for (int run = 0; run < 5; ++run) {

@@ -30,8 +30,8 @@ CARAVAN_INLINE KvSlot kv_slot(const KvLayout& layout, const KvOffsets& o, const 
     return {group + o.scale_bytes + column * o.value_bytes, kKvTokenGroup * o.value_bytes, group + column * 2,
             kKvTokenGroup * 2};
   }
-  return {start + o.scale_bytes + token * o.row_length * o.value_bytes, o.value_bytes,
-          start + token * o.scale_groups * 2, 2};
+  return {start + o.scale_bytes + token * o.row_length * o.value_bytes, o.value_bytes, start + token * 2,
+          layout.block_tokens * 2};
 }
 
 template <typename T>
@@ -232,8 +232,8 @@ void weigh(AttentionTile& tile, const KvHead& k, int64_t span, int64_t first, in
 
 // sums[r][16 * C dimensions from d] += weight * value over n_tokens tokens, in order.
 template <typename Read, int R, int C>
-CARAVAN_INLINE void add_value_columns(const std::byte* values, const std::byte* scales, const KvOffsets& o,
-                                      const float* const* weights, float* const* sums, int64_t n_tokens, int64_t d) {
+CARAVAN_INLINE void add_value_columns(const std::byte* values, int64_t row_length, const float* const* weights,
+                                      float* const* sums, int64_t n_tokens, int64_t d) {
   F32x16 acc[R][C];
   CARAVAN_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -241,23 +241,29 @@ CARAVAN_INLINE void add_value_columns(const std::byte* values, const std::byte* 
     for (int c = 0; c < C; ++c) acc[r][c] = load(sums[r] + d + 16 * c);
   }
   for (int64_t t = 0; t < n_tokens; ++t) {
-    const std::byte* row = values + (t * o.row_length + d) * Read::kBytes;
+    const std::byte* row = values + (t * row_length + d) * Read::kBytes;
     CARAVAN_UNROLL
     for (int c = 0; c < C; ++c) {
       const F32x16 value = Read::load16(row + 16 * c * Read::kBytes);
       CARAVAN_UNROLL
-      for (int r = 0; r < R; ++r) {
-        float weight = weights[r][t];
-        if constexpr (Read::kScaled)
-          weight *= tensor::f16_to_f32(get<uint16_t>(scales + (t * o.scale_groups + (d + 16 * c) / kKvScaleGroup) * 2));
-        acc[r][c] = fma(value, splat(weight), acc[r][c]);
-      }
+      for (int r = 0; r < R; ++r) acc[r][c] = fma(value, splat(weights[r][t]), acc[r][c]);
     }
   }
   CARAVAN_UNROLL
   for (int r = 0; r < R; ++r) {
     CARAVAN_UNROLL
     for (int c = 0; c < C; ++c) store(sums[r] + d + 16 * c, acc[r][c]);
+  }
+}
+
+// scaled[r][t] = weights[r][t] * scale[t]: q8_0 values of one group of 32 dimensions are multiplied by these. Works in
+// whole vectors: reads up to 15 scales and weights too many, which stay inside the block and the scratch.
+template <int R>
+CARAVAN_INLINE void scale_weights(const std::byte* scales, const float* const* weights, int64_t n_tokens,
+                                  float (&scaled)[R][kAttentionSpan]) {
+  for (int64_t t = 0; t < n_tokens; t += 16) {
+    const F32x16 scale = load_f16(scales + t * 2);
+    for (int r = 0; r < R; ++r) store_partial(scaled[r] + t, mul(load(weights[r] + t), scale), n_tokens - t);
   }
 }
 
@@ -271,18 +277,31 @@ void add_values(const AttentionTile& tile, int first_vector, const KvHead& v, in
     const int64_t in_block = v.layout.block_tokens - token, n = end - begin < in_block ? end - begin : in_block;
     const std::byte* block = v.block_start(position);
     const std::byte* values = block + v.offsets.scale_bytes + token * v.offsets.row_length * Read::kBytes;
-    const std::byte* scales = block + token * v.offsets.scale_groups * 2;
+    [[maybe_unused]] const std::byte* scales = block + token * 2;
     const float* weights[R];
     float* sums[R];
     for (int r = 0; r < R; ++r) {
       weights[r] = tile.scores + (first_vector + r) * kAttentionSpan + begin;
       sums[r] = tile.sums + (first_vector + r) * tile.sums_stride;
     }
-    int64_t d = 0;
-    for (; d + 16 * kColumns <= v.offsets.row_length; d += 16 * kColumns)
-      add_value_columns<Read, R, kColumns>(values, scales, v.offsets, weights, sums, n, d);
-    for (; d < v.offsets.row_length; d += 16)
-      add_value_columns<Read, R, 1>(values, scales, v.offsets, weights, sums, n, d);
+    const int64_t row_length = v.offsets.row_length;
+    if constexpr (Read::kScaled) {
+      float scaled[R][kAttentionSpan];
+      const float* scaled_weights[R];
+      for (int r = 0; r < R; ++r) scaled_weights[r] = scaled[r];
+      for (int64_t d = 0; d < row_length; d += kKvScaleGroup) {
+        scale_weights<R>(scales + d / kKvScaleGroup * v.layout.block_tokens * 2, weights, n, scaled);
+        if (d + kKvScaleGroup <= row_length)
+          add_value_columns<Read, R, 2>(values, row_length, scaled_weights, sums, n, d);
+        else
+          add_value_columns<Read, R, 1>(values, row_length, scaled_weights, sums, n, d);
+      }
+    } else {
+      int64_t d = 0;
+      for (; d + 16 * kColumns <= row_length; d += 16 * kColumns)
+        add_value_columns<Read, R, kColumns>(values, row_length, weights, sums, n, d);
+      for (; d < row_length; d += 16) add_value_columns<Read, R, 1>(values, row_length, weights, sums, n, d);
+    }
     begin += n;
   }
 }

@@ -35,7 +35,9 @@ const Kernels& kernels_for(Isa isa) {
 
 size_t attention_scratch_bytes(int64_t, int64_t head_dim_v) {
   constexpr int64_t kGroup = 64, kTile = 8;  // query vectors with their own state, and those computed together
-  return static_cast<size_t>((kGroup + kTile) * round_up(head_dim_v, 16) + kTile * kAttentionSpan) * sizeof(float);
+  constexpr int64_t kOverread = 16;          // floats that may be loaded, not used, past the last scores
+  return static_cast<size_t>((kGroup + kTile) * round_up(head_dim_v, 16) + kTile * kAttentionSpan + kOverread) *
+         sizeof(float);
 }
 
 size_t attention_dense_scratch_bytes(int64_t n_kv, int64_t head_dim_k, int64_t head_dim_v) {

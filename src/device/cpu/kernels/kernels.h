@@ -98,9 +98,8 @@ struct KvLayout {
 
 // Bytes of one physical block; physical block p starts at cache + p * kv_block_bytes(). Within a block, per KV head:
 //   keys:   per group of 16 tokens: [head_dim][16 tokens]; q8_0 puts [ceil(head_dim / 32)][16] f16 scales before it
-//   values: per token: [head_dim rounded up to 16]; q8_0 puts all tokens' [ceil(head_dim / 32)] f16 scales (rounded up
-//   to
-//           a multiple of 16 per block) before the rows
+//   values: per token: [head_dim rounded up to 16]; q8_0 puts [ceil(head_dim / 32)][block_tokens] f16 scales before
+//   them
 // All multiples of 32 bytes. The cache's memory must be initialised (zero) once: lanes of tokens not yet stored are
 // loaded, then masked.
 size_t kv_block_bytes(const KvLayout& layout);
