@@ -102,9 +102,9 @@ OptionParser make_parser(CliOptions& o) {
   add_sampling_options(parser, o.sampling);
   add_log_options(parser, o.model.log_level);
   add_known_model_flags(parser);
-  parser.accepted({"-no-cnv", "--no-conversation"}, false, "the prompt is always continued as it is");
-  parser.accepted({"-e", "--escape"}, false, "escapes in -p are processed unless --no-escape is given");
-  parser.accepted({"--simple-io"}, false, "nothing is ever drawn");
+  parser.accepted({"-no-cnv", "--no-conversation"}, "", "the prompt is always continued as it is");
+  parser.accepted({"-e", "--escape"}, "", "escapes in -p are processed unless --no-escape is given");
+  parser.accepted({"--simple-io"}, "", "nothing is ever drawn");
   parser.unsupported({"-cnv",
                       "--conversation",
                       "-if",

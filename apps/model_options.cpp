@@ -199,13 +199,13 @@ void add_log_options(OptionParser& parser, std::string& level) {
 
 void add_known_model_flags(OptionParser& parser) {
   parser.section("Accepted for compatibility");
-  parser.accepted({"-fa", "--flash-attn"}, true, "attention is always computed without an n x n buffer");
-  parser.accepted({"-tb", "--threads-batch"}, true, "prompts and generation use the threads of -t");
-  parser.accepted({"--mmap"}, false, "weights are always repacked into memory of their own");
-  parser.accepted({"--no-mmap"}, false, "weights are always repacked into memory of their own");
-  parser.accepted({"--no-warmup"}, false, "there is no warm-up");
-  parser.accepted({"--offline"}, false, "nothing is ever downloaded");
-  parser.accepted({"-kvu", "--kv-unified"}, false, "sequences always share one KV cache");
+  parser.accepted({"-fa", "--flash-attn"}, "[on|off|auto]", "attention is always computed without an n x n buffer");
+  parser.accepted({"-tb", "--threads-batch"}, "N", "prompts and generation use the threads of -t");
+  parser.accepted({"--mmap"}, "", "weights are always repacked into memory of their own");
+  parser.accepted({"--no-mmap"}, "", "weights are always repacked into memory of their own");
+  parser.accepted({"--no-warmup"}, "", "there is no warm-up");
+  parser.accepted({"--offline"}, "", "nothing is ever downloaded");
+  parser.accepted({"-kvu", "--kv-unified"}, "", "sequences always share one KV cache");
   parser.unsupported({"-hf",
                       "-hfr",
                       "--hf-repo",

@@ -38,9 +38,16 @@ size_t edit_distance(const std::string& a, const std::string& b) {
   return d[a.size()][b.size()];
 }
 
-// "-1" and "-0.5" are values, not options.
+// "-1", "-0.5" and "- a line" are values, not options.
 bool looks_like_option(const std::string& text) {
-  return text.size() > 1 && text[0] == '-' && !(text[1] >= '0' && text[1] <= '9') && text[1] != '.';
+  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  return text.size() > 1 && text[0] == '-' && (text[1] == '-' || is_letter(text[1]));
+}
+
+// True when value is one of the words of "[on|off]".
+bool is_choice_of(const std::string& choices, const std::string& value) {
+  const auto words = split(std::string_view(choices).substr(1, choices.size() - 2), '|');
+  return std::find(words.begin(), words.end(), value) != words.end();
 }
 
 }  // namespace
@@ -55,9 +62,9 @@ void OptionParser::unsupported(std::vector<std::string> names) {
   for (std::string& name : names) rows_.push_back({{{std::move(name)}, "", "", {}, {}}, Row::Kind::unsupported, 0});
 }
 
-void OptionParser::accepted(std::vector<std::string> names, bool takes_value, std::string why) {
+void OptionParser::accepted(std::vector<std::string> names, std::string value, std::string why) {
   rows_.push_back(
-      {{std::move(names), takes_value ? "V" : "", std::move(why), {}, {}}, Row::Kind::accepted, sections_.size() - 1});
+      {{std::move(names), std::move(value), std::move(why), {}, {}}, Row::Kind::accepted, sections_.size() - 1});
 }
 
 void OptionParser::positional(std::string name, std::string help, std::function<void(const std::string&)> set) {
@@ -90,8 +97,9 @@ void OptionParser::apply(const Row& row, const std::string& name, const std::str
   }
 }
 
-void OptionParser::apply_environment() {
-  for (const Row& row : rows_)
+void OptionParser::apply_environment(std::span<const Given> given) const {
+  for (const Row& row : rows_) {
+    if (std::any_of(given.begin(), given.end(), [&](const Given& g) { return g.row == &row; })) continue;
     for (const std::string& variable : row.option.environment) {
       const char* text = std::getenv(variable.c_str());
       if (text == nullptr || *text == '\0') continue;
@@ -108,10 +116,34 @@ void OptionParser::apply_environment() {
       }
       break;
     }
+  }
+}
+
+// Reads the option at argv[i] and its value; i ends at the last argument used.
+OptionParser::Given OptionParser::read_option(int argc, char** argv, int& i) const {
+  const std::string argument = argv[i];
+  const size_t equals = argument.rfind("--", 0) == 0 ? argument.find('=') : std::string::npos;
+  const std::string name = argument.substr(0, equals);
+  const Row* row = find(name);
+  if (row == nullptr) unknown(name);
+  if (row->kind == Row::Kind::unsupported) throw RequestError(fmt::format("{} is not supported by this version", name));
+  const std::string& expected = row->option.value;
+  const bool optional = !expected.empty() && expected.front() == '[';
+  if (equals != std::string::npos) {
+    const std::string value = argument.substr(equals + 1);
+    if (expected.empty()) throw RequestError(fmt::format("{} takes no value", name));
+    if (optional && !is_choice_of(expected, value))
+      throw RequestError(fmt::format("{}: expected one of {}, found '{}'", name, expected, value));
+    return {row, name, value};
+  }
+  if (expected.empty()) return {row, name, ""};
+  // A value may begin with a dash, but the name of another option is none.
+  const bool follows = i + 1 < argc && (optional ? is_choice_of(expected, argv[i + 1]) : find(argv[i + 1]) == nullptr);
+  if (!follows && !optional) throw RequestError(fmt::format("{}: a value {} is missing", name, expected));
+  return {row, name, follows ? argv[++i] : ""};
 }
 
 OptionParser::Result OptionParser::parse(int argc, char** argv) {
-  size_t n_positional = 0;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "-h" || argument == "--help" || argument == "--usage") {
@@ -123,37 +155,24 @@ OptionParser::Result OptionParser::parse(int argc, char** argv) {
       return Result::exit;
     }
   }
-  apply_environment();
+  std::vector<Given> given;
+  std::vector<std::string> plain;  // arguments that are no options
   for (int i = 1; i < argc; ++i) {
-    const std::string argument = argv[i];
-    if (!looks_like_option(argument)) {
-      if (n_positional == positionals_.size()) throw RequestError(fmt::format("unexpected argument '{}'", argument));
-      positionals_[n_positional++].set(argument);
-      continue;
+    if (looks_like_option(argv[i])) {
+      given.push_back(read_option(argc, argv, i));
+    } else {
+      plain.emplace_back(argv[i]);
     }
-    const size_t equals = argument.rfind("--", 0) == 0 ? argument.find('=') : std::string::npos;
-    const std::string name = argument.substr(0, equals);
-    const Row* row = find(name);
-    if (row == nullptr) unknown(name);
-    if (row->kind == Row::Kind::unsupported)
-      throw RequestError(fmt::format("{} is not supported by this version", name));
-    std::string value;
-    if (!row->option.value.empty()) {
-      if (equals != std::string::npos) {
-        value = argument.substr(equals + 1);
-      } else if (i + 1 < argc && !(row->option.value.front() == '[' && looks_like_option(argv[i + 1]))) {
-        value = argv[++i];
-      } else if (row->option.value.front() != '[') {  // "[on|off]": the value may be left out
-        throw RequestError(fmt::format("{}: a value {} is missing", name, row->option.value));
-      }
-    } else if (equals != std::string::npos) {
-      throw RequestError(fmt::format("{} takes no value", name));
-    }
-    apply(*row, name, value);
   }
-  if (n_positional < positionals_.size())
-    throw RequestError(
-        fmt::format("missing argument {}: {}", positionals_[n_positional].name, positionals_[n_positional].help));
+  if (plain.size() > positionals_.size())
+    throw RequestError(fmt::format("unexpected argument '{}'", plain[positionals_.size()]));
+  if (plain.size() < positionals_.size()) {
+    const Positional& missing = positionals_[plain.size()];
+    throw RequestError(fmt::format("missing argument {}: {}", missing.name, missing.help));
+  }
+  apply_environment(given);
+  for (const Given& g : given) apply(*g.row, g.name, g.value);
+  for (size_t i = 0; i < plain.size(); ++i) positionals_[i].set(plain[i]);
   return Result::run;
 }
 
@@ -205,7 +224,12 @@ std::function<void(const std::string&)> into(uint64_t& target, int64_t least, in
 }
 
 std::function<void(const std::string&)> into(float& target) {
-  return [&target](const std::string& value) { target = static_cast<float>(parse_number(value)); };
+  return [&target](const std::string& value) {
+    const double number = parse_number(value);
+    if (std::abs(number) > std::numeric_limits<float>::max())
+      throw RequestError(fmt::format("expected a number of single precision, found '{}'", value));
+    target = static_cast<float>(number);
+  };
 }
 
 std::function<void(const std::string&)> into_list(std::vector<std::string>& target) {
@@ -246,7 +270,8 @@ std::optional<std::string> closest(const std::string& name, std::span<const std:
   size_t best_distance = std::max<size_t>(2, name.size() / 3) + 1;  // about one mistake in three characters
   for (const std::string& candidate : candidates) {
     const size_t distance = edit_distance(name, candidate);
-    if (distance < best_distance) {
+    // At least one character besides the first dash must agree.
+    if (distance < best_distance && distance + 1 < name.size()) {
       best_distance = distance;
       best = candidate;
     }

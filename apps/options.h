@@ -15,7 +15,9 @@ namespace caravan::app {
 // One option: what sets it, what it says in --help, what it does.
 struct Option {
   std::vector<std::string> names;  // "-c", "--ctx-size"
-  std::string value;               // shown in help, e.g. "N"; empty: a flag without value
+  // Shown in help, e.g. "N"; empty: a flag without value; "[on|off]": one of these words may follow, or nothing (set
+  // then gets "").
+  std::string value;
   std::string help;
   std::vector<std::string> environment;         // variables read when the option is not given, first one wins
   std::function<void(const std::string&)> set;  // throws RequestError for a bad value; flags get ""
@@ -32,13 +34,13 @@ class OptionParser {
   void add(Option option);
   // Flags of llama.cpp's tools that this version knows but does not support: using one is an error that says so.
   void unsupported(std::vector<std::string> names);
-  // Flags whose effect is always on, or means nothing here: accepted. takes_value: a value follows.
-  void accepted(std::vector<std::string> names, bool takes_value, std::string why);
+  // Flags whose effect is always on, or means nothing here: accepted. value: as in Option.
+  void accepted(std::vector<std::string> names, std::string value, std::string why);
   // Arguments without a dash, in order.
   void positional(std::string name, std::string help, std::function<void(const std::string&)> set);
 
   enum class Result { run, exit };
-  // Reads the environment, then argv[1..]. --help and --version print and give exit.
+  // Reads argv[1..], and the environment for options that are not given. --help and --version print and give exit.
   // Throws RequestError naming the option: unknown (with a suggestion), missing or bad value.
   Result parse(int argc, char** argv);
 
@@ -54,10 +56,16 @@ class OptionParser {
     std::string name, help;
     std::function<void(const std::string&)> set;
   };
+  // An option of the command line, its name as it was written.
+  struct Given {
+    const Row* row;
+    std::string name, value;
+  };
   const Row* find(const std::string& name) const;
+  Given read_option(int argc, char** argv, int& i) const;
   [[noreturn]] void unknown(const std::string& name) const;
   void apply(const Row& row, const std::string& name, const std::string& value) const;
-  void apply_environment();
+  void apply_environment(std::span<const Given> given) const;
 
   std::string usage_, about_;
   std::vector<std::string> sections_{""};

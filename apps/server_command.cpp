@@ -97,12 +97,12 @@ OptionParser make_parser(ServerCommandOptions& o) {
   add_sampling_options(parser, o.api.sampling);
   add_log_options(parser, o.model.log_level);
   add_known_model_flags(parser);
-  parser.accepted({"--metrics"}, false, "/metrics is always there");
-  parser.accepted({"-cb", "--cont-batching"}, false, "requests are always batched together");
-  parser.accepted({"--no-slots"}, false, "/slots is not supported");
-  parser.accepted({"--no-ui", "--no-webui"}, false, "there is no web page");
-  parser.accepted({"--jinja"}, false, "chat templates are not rendered by this version");
-  parser.accepted({"--no-jinja"}, false, "chat templates are not rendered by this version");
+  parser.accepted({"--metrics"}, "", "/metrics is always there");
+  parser.accepted({"-cb", "--cont-batching"}, "", "requests are always batched together");
+  parser.accepted({"--no-slots"}, "", "/slots is not supported");
+  parser.accepted({"--no-ui", "--no-webui"}, "", "there is no web page");
+  parser.accepted({"--jinja"}, "", "chat templates are not rendered by this version");
+  parser.accepted({"--no-jinja"}, "", "chat templates are not rendered by this version");
   parser.unsupported(
       {"-nocb",          "--no-cont-batching", "--rerank",        "--reranking",          "--slots",
        "--props",        "--slot-save-path",   "--chat-template", "--chat-template-file", "--api-key-file",
