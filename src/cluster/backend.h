@@ -28,9 +28,10 @@ class Backend {
 class BackendConnector {
  public:
   virtual ~BackendConnector() = default;
-  // Connects and greets, within timeout. on_lost is called once, from any thread, when the connection ends later, with
-  // a reason that names the backend. Throws Error naming the backend and the cause: retried when it may be temporary,
-  // NotSupportedError or RequestError (versions, tokens) when trying again is of no use.
+  // Connects and greets, within timeout. on_lost is called at most once, from any thread, when the connection ends
+  // later, with a reason that names the backend; perhaps while or after the Backend is destroyed. Throws Error naming
+  // the backend and the cause: retried when it may be temporary, NotSupportedError or RequestError (versions, tokens)
+  // when trying again is of no use.
   virtual std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds timeout,
                                            std::function<void(std::string reason)> on_lost) = 0;
 };

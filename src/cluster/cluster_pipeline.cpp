@@ -17,7 +17,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kRetryInterval = std::chrono::milliseconds(500);
 constexpr auto kConnectTimeout = std::chrono::seconds(5);
 constexpr auto kStillWaitingInterval = std::chrono::seconds(10);
 
@@ -106,6 +105,10 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
       hp_(arch_.read(hyperparameter_metadata_)),
       session_(random_session()) {
   CARAVAN_ASSERT(connector_ != nullptr || options_.backends.empty(), "backends need a connector");
+  // Before anything is waited for, and while all backends count: later only those that are there do.
+  if (!options_.tensor_split.empty() && options_.tensor_split.size() != options_.backends.size())
+    throw RequestError(fmt::format("--tensor-split has {} shares for {} backends; give one number for each",
+                                   options_.tensor_split.size(), options_.backends.size()));
   models::check_model(arch_, hp_, models::tensor_map(model));
   for (const std::string& name : options_.backends) seats_.push_back({name, nullptr, 0, false, ""});
 }
@@ -113,8 +116,8 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
 ClusterPipeline::~ClusterPipeline() {
   stopping_.store(true);
   {
-    const std::lock_guard lock(watch_mutex_);
-    watch_changed_.notify_all();
+    const std::lock_guard lock(watch_->mutex);
+    watch_->changed.notify_all();
   }
   if (watcher_.joinable()) watcher_.join();
   active_.reset();
@@ -124,7 +127,7 @@ ClusterPipeline::~ClusterPipeline() {
 void ClusterPipeline::start() {
   if (!seats_.empty()) {
     spdlog::info("waiting up to {} s for backends {}", options_.rpc_wait.count(), fmt::join(options_.backends, ", "));
-    connect_missing(Clock::now() + options_.rpc_wait);
+    connect_missing(Clock::now() + options_.rpc_wait, Refusal::fails);
     if (const auto absent = missing(); !absent.empty()) {
       std::string reasons;
       for (const Seat& seat : seats_)
@@ -152,30 +155,36 @@ std::vector<std::string> ClusterPipeline::missing() const {
   return names;
 }
 
-// Tries all unconnected seats, again and again until all are connected or the deadline has passed.
-void ClusterPipeline::connect_missing(Clock::time_point deadline) {
-  for (bool first = true; !stopping(); first = false) {
+// Tries all unconnected seats, again and again until all are connected or the deadline has passed. No stage exists.
+void ClusterPipeline::connect_missing(Clock::time_point deadline, Refusal refusal) {
+  while (!stopping()) {
+    drop_lost_connections();  // one may end while others are waited for
     bool all = true;
-    for (size_t i = 0; i < seats_.size(); ++i) {
-      Seat& seat = seats_[i];
-      if (seat.backend || stopping()) continue;
-      const uint64_t connection = ++seat.connection;
-      try {
-        seat.backend = connector_->connect(
-            seat.name, kConnectTimeout,
-            [this, i, connection](const std::string& reason) { backend_lost(i, connection, reason); });
-        seat.last_error.clear();
-        spdlog::info("backend {}: connected, {} free", seat.name, format_bytes(seat.backend->memory_free()));
-      } catch (const Error& error) {
-        if (first || seat.last_error != error.what()) spdlog::warn("backend {}: {}", seat.name, error.what());
-        seat.last_error = error.what();
-        all = false;
-        if (is_permanent(error)) throw;
-      }
-    }
+    for (size_t i = 0; i < seats_.size() && !stopping(); ++i)
+      if (!seats_[i].backend) all = connect(i, refusal) && all;
     if (all || Clock::now() >= deadline) return;
-    std::unique_lock lock(watch_mutex_);
-    watch_changed_.wait_for(lock, kRetryInterval, [this] { return stopping(); });
+    std::unique_lock lock(watch_->mutex);
+    watch_->changed.wait_for(lock, options_.retry_interval, [this] { return stopping(); });
+  }
+}
+
+// Tries one seat. A failure is logged unless it is the same as last time.
+bool ClusterPipeline::connect(size_t index, Refusal refusal) {
+  Seat& seat = seats_[index];
+  const uint64_t connection = ++seat.connection;
+  try {
+    auto backend = connector_->connect(
+        seat.name, kConnectTimeout,
+        [watch = watch_, index, connection](const std::string& reason) { watch->report({index, connection, reason}); });
+    spdlog::info("backend {}: connected, {} free", seat.name, format_bytes(backend->memory_free()));
+    seat.backend = std::move(backend);
+    seat.last_error.clear();
+    return true;
+  } catch (const Error& error) {
+    if (seat.last_error != error.what()) spdlog::warn("backend {}: {}", seat.name, error.what());
+    seat.last_error = error.what();
+    if (refusal == Refusal::fails && is_permanent(error)) throw;
+    return false;
   }
 }
 
@@ -246,11 +255,15 @@ engine::PlanSummary ClusterPipeline::make_plan() {
   std::vector<double> shares;
   for (size_t i = 0; i < seats_.size(); ++i) {
     if (!seats_[i].backend) continue;
+    if (!request.tensor_split.empty()) {
+      if (request.tensor_split[i] == 0) continue;  // the user gives it nothing, whoever else is missing
+      shares.push_back(request.tensor_split[i]);
+    }
     offers.push_back({seats_[i].name, seats_[i].backend->memory_free(), false});
     backends.push_back(seats_[i].backend.get());
-    if (i < request.tensor_split.size()) shares.push_back(request.tensor_split[i]);
   }
-  if (request.tensor_split.size() == seats_.size()) request.tensor_split = shares;  // those of the connected ones
+  request.tensor_split = shares;  // those of the connected ones
+  if (offers.empty()) throw ResourceError("no backend is there to which --tensor-split gives layers");
   const plan::Placement placement = plan::place(request, offers);
   spdlog::info("plan:\n{}", plan::describe(placement, offers));
 
@@ -298,7 +311,8 @@ engine::PlanSummary ClusterPipeline::make_plan() {
 uint64_t ClusterPipeline::submit(stage::Batch batch) {
   const uint64_t ticket = next_ticket_.fetch_add(1);
   const std::lock_guard lock(plan_mutex_);
-  if (!active_) return ticket;  // PlanLost is in the queue already: the ticket is lost with the plan
+  // PlanLost is in the queue already, perhaps the next PlanReady too: the ticket is lost with the plan it was made for.
+  if (!active_ || active_->epoch != polled_epoch_) return ticket;
   auto shared = std::make_shared<const stage::Batch>(std::move(batch));
   {
     const std::lock_guard in_flight_lock(active_->mutex);
@@ -355,6 +369,7 @@ std::optional<engine::PipelineEvent> ClusterPipeline::poll(std::chrono::millisec
   if (events_.empty()) return std::nullopt;
   engine::PipelineEvent event = std::move(events_.front());
   events_.pop_front();
+  if (const auto* ready = std::get_if<engine::PlanReady>(&event)) polled_epoch_ = ready->plan.epoch;
   return event;
 }
 
@@ -364,22 +379,22 @@ void ClusterPipeline::wake() {
   events_changed_.notify_one();
 }
 
-void ClusterPipeline::backend_lost(size_t seat, uint64_t connection, const std::string& reason) {
-  const std::lock_guard lock(watch_mutex_);
-  lost_.push_back({seat, connection, reason});
-  watch_changed_.notify_all();
+void ClusterPipeline::Watch::report(Loss loss) {
+  const std::lock_guard lock(mutex);
+  lost.push_back(std::move(loss));
+  changed.notify_all();
 }
 
 void ClusterPipeline::watch() {
   while (!stopping()) {
     std::string reason;
     {
-      std::unique_lock lock(watch_mutex_);
-      watch_changed_.wait(lock, [this] { return stopping() || !lost_.empty(); });
+      std::unique_lock lock(watch_->mutex);
+      watch_->changed.wait(lock, [this] { return stopping() || !watch_->lost.empty(); });
       if (stopping()) return;
-      while (!lost_.empty()) {
-        Loss loss = std::move(lost_.front());
-        lost_.pop_front();
+      while (!watch_->lost.empty()) {
+        Loss loss = std::move(watch_->lost.front());
+        watch_->lost.pop_front();
         Seat& seat = seats_[loss.seat];
         if (loss.connection != seat.connection) continue;  // an earlier connection, replaced since
         seat.lost = true;
@@ -393,13 +408,13 @@ void ClusterPipeline::watch() {
 // Closes connections that were reported lost since; stages made from them must be gone.
 void ClusterPipeline::drop_lost_connections() {
   {
-    const std::lock_guard lock(watch_mutex_);
-    for (const Loss& loss : lost_)
+    const std::lock_guard lock(watch_->mutex);
+    for (const Loss& loss : watch_->lost)
       if (loss.connection == seats_[loss.seat].connection) {
         seats_[loss.seat].lost = true;
         seats_[loss.seat].last_error = loss.reason;
       }
-    lost_.clear();
+    watch_->lost.clear();
   }
   for (Seat& seat : seats_)
     if (seat.lost) {
@@ -425,8 +440,8 @@ void ClusterPipeline::recover(const std::string& reason) {
   auto next_log = Clock::now();
   while (!stopping()) {
     try {
-      drop_lost_connections();
-      connect_missing(Clock::now());
+      connect_missing(Clock::now(), Refusal::waits);
+      if (stopping()) return;
       const auto absent = missing();
       if (absent.empty() || Clock::now() >= give_up_waiting) {
         push(engine::PlanReady{make_plan()});
@@ -443,8 +458,8 @@ void ClusterPipeline::recover(const std::string& reason) {
         next_log = Clock::now() + kStillWaitingInterval;
       }
     }
-    std::unique_lock lock(watch_mutex_);
-    watch_changed_.wait_for(lock, kRetryInterval, [this] { return stopping(); });
+    std::unique_lock lock(watch_->mutex);
+    watch_->changed.wait_for(lock, options_.retry_interval, [this] { return stopping(); });
   }
 }
 

@@ -23,9 +23,10 @@
 namespace caravan::cluster {
 
 struct ClusterOptions {
-  std::vector<std::string> backends;     // host:port, in the order of layers; empty: everything local
-  std::chrono::seconds rpc_wait{60};     // for backends at the start
-  std::chrono::seconds return_wait{10};  // for a lost backend, before a plan is tried without it
+  std::vector<std::string> backends;              // host:port, in the order of layers; empty: everything local
+  std::chrono::seconds rpc_wait{60};              // for backends at the start
+  std::chrono::seconds return_wait{10};           // for a lost backend, before a plan is tried without it
+  std::chrono::milliseconds retry_interval{500};  // between attempts to connect
   // Types, sizes and slots of the cache; n_blocks is chosen by placement.
   stage::CacheConfig cache;
   uint32_t n_ctx = 0;  // 0: the largest that fits
@@ -39,7 +40,7 @@ class ClusterPipeline : public engine::Pipeline {
  public:
   // Reads nothing yet. model, device (for local stages) and connector outlive the pipeline; connector may be null when
   // there are no backends. Throws NotSupportedError for an unknown architecture, FormatError for a model that does not
-  // fit it.
+  // fit it, RequestError for a tensor_split that does not match the backends.
   ClusterPipeline(const gguf::Model& model, device::Device& device, BackendConnector* connector,
                   ClusterOptions options);
   ~ClusterPipeline() override;
@@ -66,8 +67,17 @@ class ClusterPipeline : public engine::Pipeline {
     uint64_t connection;
     std::string reason;
   };
+  // What the watching thread waits for.
+  struct Watch {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::deque<Loss> lost;  // under mutex
+    void report(Loss loss);
+  };
 
-  void connect_missing(std::chrono::steady_clock::time_point deadline);
+  enum class Refusal { fails, waits };  // what a backend that refuses us for good does to the others
+  void connect_missing(std::chrono::steady_clock::time_point deadline, Refusal refusal);
+  bool connect(size_t index, Refusal refusal);
   std::vector<std::string> missing() const;
   engine::PlanSummary make_plan();
   void load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
@@ -77,7 +87,6 @@ class ClusterPipeline : public engine::Pipeline {
   void watch();
   void recover(const std::string& reason);
   void drop_lost_connections();
-  void backend_lost(size_t seat, uint64_t connection, const std::string& reason);
   void push(engine::PipelineEvent event);
   void push_from(const ActivePlan& plan, engine::PipelineEvent event);
   void stage_delivered(ActivePlan& plan, size_t stage, stage::StageOutput output) noexcept;
@@ -100,6 +109,7 @@ class ClusterPipeline : public engine::Pipeline {
   std::mutex plan_mutex_;
   std::unique_ptr<ActivePlan> active_;  // under plan_mutex_
   std::atomic<uint64_t> next_ticket_{1};
+  uint64_t polled_epoch_ = 0;  // of the plan that poll() told of last; only the polling thread uses it
   std::atomic<uint64_t> n_stale_{0};
 
   std::mutex events_mutex_;
@@ -107,9 +117,7 @@ class ClusterPipeline : public engine::Pipeline {
   std::deque<engine::PipelineEvent> events_;  // under events_mutex_
   bool woken_ = false;                        // under events_mutex_
 
-  std::mutex watch_mutex_;
-  std::condition_variable watch_changed_;
-  std::deque<Loss> lost_;  // under watch_mutex_
+  const std::shared_ptr<Watch> watch_ = std::make_shared<Watch>();  // shared with callbacks that may come late
   std::atomic<bool> stopping_{false};
   std::thread watcher_;
 };

@@ -1,0 +1,494 @@
+// The pipeline over backends that are late, missing, refused, lost and brought back, with real stages in memory.
+#include "cluster/cluster_pipeline.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <spdlog/spdlog.h>
+
+#include <future>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "cluster/fake_backends.h"
+#include "support/kit.h"
+#include "support/sequence_runner.h"
+#include "support/tiny_model.h"
+
+namespace caravan::cluster {
+namespace {
+
+using engine::Completion;
+using engine::PipelineEvent;
+using engine::PlanLost;
+using engine::PlanReady;
+using engine::TicketFailed;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using test::FakeMachines;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr auto kForever = seconds(30);      // a defect ends the test, it does not hang it
+constexpr auto kMoment = milliseconds(50);  // in which something that must not come would come
+const std::vector<int32_t> kTokens = {1, 70, 71, 72, 73};
+
+template <typename T>
+T expect_event(engine::Pipeline& pipeline) {
+  const auto end = std::chrono::steady_clock::now() + kForever;
+  std::optional<PipelineEvent> event;
+  while (!event && std::chrono::steady_clock::now() < end) event = pipeline.poll(milliseconds(100));
+  if (!event || !std::holds_alternative<T>(*event)) {
+    ADD_FAILURE() << (event ? "another event came, of kind " + std::to_string(event->index()) : "no event came");
+    throw std::runtime_error("the test cannot go on");
+  }
+  return std::get<T>(std::move(*event));
+}
+
+std::vector<std::string> devices(const engine::PlanSummary& plan) {
+  std::vector<std::string> names;
+  for (const auto& stage : plan.stages) names.push_back(stage.device);
+  return names;
+}
+
+template <typename E>
+std::string message_of(const std::function<void()>& function) {
+  try {
+    function();
+  } catch (const E& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return "";
+}
+
+class Cluster : public ::testing::Test {
+ protected:
+  Cluster() : model_(gguf::Model::open(testing::write_tiny_model(folder_.path(), tiny()))), local_(1, select_isa(), 0) {
+    spdlog::set_level(spdlog::level::off);
+    options_.backends = {"a", "b"};
+    options_.rpc_wait = seconds(0);
+    options_.return_wait = seconds(0);
+    options_.retry_interval = milliseconds(2);
+    options_.n_ctx = 128;
+    options_.cache = testing::test_cache(model_, 16, 2);
+    options_.cache.n_blocks.clear();
+  }
+  ~Cluster() override { spdlog::set_level(spdlog::level::info); }
+
+  static testing::TinyModelOptions tiny() {
+    testing::TinyModelOptions options;
+    options.n_layer = 4;
+    return options;
+  }
+
+  std::unique_ptr<ClusterPipeline> make_pipeline() {
+    return std::make_unique<ClusterPipeline>(model_, local_, &machines_, options_);
+  }
+  // A pipeline on machines a and b whose first plan was taken.
+  std::unique_ptr<ClusterPipeline> make_started() {
+    machines_.add("a");
+    machines_.add("b");
+    auto pipeline = make_pipeline();
+    pipeline->start();
+    epoch_ = expect_event<PlanReady>(*pipeline).plan.epoch;
+    return pipeline;
+  }
+
+  // One batch with the prompt of a new sequence, asking for the logits of its last token.
+  stage::Batch batch() const {
+    const models::Arch& arch = models::find_arch(model_.metadata());
+    testing::BatchBuilder builder(arch.cache_groups(arch.read(model_.metadata())), options_.cache);
+    stage::Batch batch;
+    builder.add(batch, 0, kTokens, stage::OutputKind::none);
+    batch.outputs.push_back({static_cast<uint32_t>(kTokens.size()) - 1, stage::OutputKind::logits, 0, {}});
+    return batch;
+  }
+  // The logits of the batch, which must be the next event.
+  static std::vector<float> logits(engine::Pipeline& pipeline, const stage::Batch& batch) {
+    const uint64_t ticket = pipeline.submit(batch);
+    const auto completion = expect_event<Completion>(pipeline);
+    EXPECT_EQ(completion.ticket, ticket);
+    return completion.rows.at(0).values;
+  }
+  // What the model gives without any backend.
+  std::vector<float> expected_logits() {
+    ClusterOptions options = options_;
+    options.backends.clear();
+    options.local_memory = uint64_t{1} << 30;
+    ClusterPipeline local(model_, local_, nullptr, options);
+    local.start();
+    expect_event<PlanReady>(local);
+    return logits(local, batch());
+  }
+  void hold_outputs(bool hold) {
+    const std::lock_guard lock(machines_.stages().mutex);
+    machines_.stages().hold_outputs = hold;
+  }
+  void wait_for_held(size_t n) {
+    test::StageBehaviour& stages = machines_.stages();
+    std::unique_lock lock(stages.mutex);
+    stages.changed.wait(lock, [&] { return stages.n_held >= n; });
+  }
+
+  testing::TemporaryDirectory folder_;
+  gguf::Model model_;
+  device::cpu::CpuDevice local_;
+  FakeMachines machines_;
+  ClusterOptions options_;
+  uint64_t epoch_ = 0;
+};
+
+TEST_F(Cluster, ComputesOnTwoBackendsWhatOneMachineComputes) {
+  const auto pipeline = make_started();
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, DividesTheLayersInTheOrderOfTheBackends) {
+  machines_.add("a");
+  machines_.add("b");
+  auto pipeline = make_pipeline();
+  pipeline->start();
+  const engine::PlanSummary plan = expect_event<PlanReady>(*pipeline).plan;
+  ASSERT_THAT(devices(plan), ElementsAre("a", "b"));
+  EXPECT_TRUE(plan.stages[0].embeds && plan.stages[1].outputs);
+  EXPECT_EQ(plan.stages[0].layer_end, plan.stages[1].layer_begin);
+  EXPECT_EQ(plan.n_ctx, 128u);
+}
+
+TEST_F(Cluster, WaitsForABackendThatComesLate) {
+  machines_.add("a");
+  machines_.add("b", FakeMachines::State::down);
+  options_.rpc_wait = seconds(30);
+  auto pipeline = make_pipeline();
+  auto started = std::async(std::launch::async, [&] { pipeline->start(); });
+  machines_.wait_for_attempts("b", 3);
+  EXPECT_EQ(machines_.n_connections("a"), 1u) << "one that is connected stays so";
+  machines_.set_state("b", FakeMachines::State::up);
+  started.get();
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a", "b"));
+}
+
+TEST_F(Cluster, ConnectsAgainToABackendThatIsLostWhileOthersAreWaitedFor) {
+  machines_.add("a");
+  machines_.add("b", FakeMachines::State::down);
+  options_.rpc_wait = seconds(30);
+  auto pipeline = make_pipeline();
+  auto started = std::async(std::launch::async, [&] { pipeline->start(); });
+  machines_.wait_for_attempts("b", 1);
+  machines_.cut("a", FakeMachines::State::up);
+  machines_.wait_for_attempts("b", 2);
+  machines_.set_state("b", FakeMachines::State::up);
+  started.get();
+  EXPECT_EQ(machines_.n_connections("a"), 2u);
+  expect_event<PlanReady>(*pipeline);
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, NamesAllBackendsAndReasonsWhenNoneAnswers) {
+  machines_.add("a", FakeMachines::State::down);
+  machines_.add("b", FakeMachines::State::down);
+  auto pipeline = make_pipeline();
+  EXPECT_THAT(message_of<Error>([&] { pipeline->start(); }),
+              AllOf(HasSubstr("a: connection refused"), HasSubstr("b: connection refused")));
+}
+
+TEST_F(Cluster, GoesOnWithoutAMissingBackendIfTheModelFits) {
+  machines_.add("a", FakeMachines::State::down);
+  machines_.add("b");
+  auto pipeline = make_pipeline();
+  pipeline->start();
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, NamesTheMissingBackendsWhenTheOthersAreTooSmall) {
+  machines_.add("a", FakeMachines::State::up, 4096);
+  machines_.add("b", FakeMachines::State::down);
+  auto pipeline = make_pipeline();
+  EXPECT_THAT(message_of<ResourceError>([&] { pipeline->start(); }),
+              AllOf(HasSubstr("missing backends b"), HasSubstr("does not fit"), HasSubstr("4.0 KiB")));
+}
+
+TEST_F(Cluster, DoesNotWaitForABackendThatRefusesForGood) {
+  machines_.add("a");
+  machines_.add("b", FakeMachines::State::refuses);
+  options_.rpc_wait = std::chrono::hours(1);
+  auto pipeline = make_pipeline();
+  EXPECT_THAT(message_of<NotSupportedError>([&] { pipeline->start(); }), HasSubstr("b: speaks another"));
+}
+
+TEST_F(Cluster, RefusesSharesThatDoNotMatchTheBackends) {
+  options_.tensor_split = {1};
+  EXPECT_THAT(message_of<RequestError>([&] { make_pipeline(); }),
+              AllOf(HasSubstr("--tensor-split"), HasSubstr("1 shares for 2 backends")));
+}
+
+TEST_F(Cluster, GivesTheSharesOfMissingBackendsToNobodyElseByPosition) {
+  options_.backends = {"a", "b", "c"};
+  options_.tensor_split = {5, 1, 3};
+  machines_.add("a", FakeMachines::State::down);
+  machines_.add("b");
+  machines_.add("c");
+  auto pipeline = make_pipeline();
+  pipeline->start();
+  const engine::PlanSummary plan = expect_event<PlanReady>(*pipeline).plan;
+  ASSERT_THAT(devices(plan), ElementsAre("b", "c"));
+  EXPECT_EQ(plan.stages[0].layer_end, 1u);  // 1 : 3 of four layers
+}
+
+TEST_F(Cluster, LeavesOutBackendsWithoutAShareAlsoWhenOthersAreMissing) {
+  options_.tensor_split = {1, 0};
+  machines_.add("a", FakeMachines::State::down);
+  machines_.add("b");
+  auto pipeline = make_pipeline();
+  EXPECT_THAT(message_of<ResourceError>([&] { pipeline->start(); }),
+              AllOf(HasSubstr("--tensor-split"), HasSubstr("missing backends a")));
+}
+
+TEST_F(Cluster, ReportsALossThenServesFromTheReturnedBackendInANewEpoch) {
+  const auto pipeline = make_started();
+  const auto before = logits(*pipeline, batch());
+  machines_.cut("b", FakeMachines::State::up);
+  EXPECT_THAT(expect_event<PlanLost>(*pipeline).reason, HasSubstr("backend b: connection lost"));
+  const engine::PlanSummary plan = expect_event<PlanReady>(*pipeline).plan;
+  EXPECT_GT(plan.epoch, epoch_);
+  EXPECT_THAT(devices(plan), ElementsAre("a", "b"));
+  EXPECT_EQ(machines_.n_connections("a"), 1u) << "the other backend keeps its connection";
+  EXPECT_EQ(logits(*pipeline, batch()), before) << "with empty block tables";
+}
+
+TEST_F(Cluster, DropsWhatTheOldPlanDeliversLate) {
+  const auto pipeline = make_started();
+  hold_outputs(true);
+  const uint64_t late = pipeline->submit(batch());
+  pipeline->submit(batch());
+  wait_for_held(2);
+  hold_outputs(false);
+  machines_.cut("b", FakeMachines::State::up);
+  expect_event<PlanLost>(*pipeline);
+  expect_event<PlanReady>(*pipeline);
+  const uint64_t next = pipeline->submit(batch());
+  EXPECT_GT(next, late);
+  EXPECT_EQ(expect_event<Completion>(*pipeline).ticket, next);
+  EXPECT_EQ(pipeline->poll(kMoment), std::nullopt);
+}
+
+TEST_F(Cluster, CountsACompletionOfALostPlanAsStale) {
+  options_.backends = {"a"};  // one stage: what it delivers late is the result itself
+  machines_.add("a");
+  auto pipeline = make_pipeline();
+  pipeline->start();
+  expect_event<PlanReady>(*pipeline);
+  hold_outputs(true);
+  pipeline->submit(batch());
+  wait_for_held(1);
+  hold_outputs(false);
+  machines_.cut("a", FakeMachines::State::up);
+  expect_event<PlanLost>(*pipeline);
+  expect_event<PlanReady>(*pipeline);
+  EXPECT_EQ(pipeline->poll(kMoment), std::nullopt);
+  EXPECT_EQ(pipeline->n_stale(), 1u);
+}
+
+TEST_F(Cluster, DoesNotComputeBatchesForAPlanThatWasNotAnnouncedYet) {
+  const auto pipeline = make_started();
+  test::StageBehaviour& stages = machines_.stages();
+  const auto n_opened = [&] {
+    const std::lock_guard lock(stages.mutex);
+    return stages.n_opened;
+  };
+  const size_t goal = n_opened() + 2;
+  machines_.cut("b", FakeMachines::State::up);
+  while (n_opened() < goal) std::this_thread::yield();
+  // The new plan is open, or about to be; the engine has not heard of the loss and goes on.
+  for (int i = 0; i < 100; ++i) pipeline->submit(batch());
+  expect_event<PlanLost>(*pipeline);
+  expect_event<PlanReady>(*pipeline);
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+  EXPECT_EQ(pipeline->poll(kMoment), std::nullopt);
+}
+
+TEST_F(Cluster, WaitsForTheReturnOfALostBackend) {
+  options_.return_wait = std::chrono::hours(1);
+  const auto pipeline = make_started();
+  machines_.cut("b");
+  expect_event<PlanLost>(*pipeline);
+  machines_.wait_for_attempts("b", 3);
+  EXPECT_EQ(pipeline->poll(kMoment), std::nullopt) << "the model would fit on a alone";
+  machines_.set_state("b", FakeMachines::State::up);
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a", "b"));
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, PlansWithoutABackendThatDoesNotReturn) {
+  const auto pipeline = make_started();
+  machines_.cut("b");
+  expect_event<PlanLost>(*pipeline);
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a"));
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, PlansWithoutABackendThatReturnsAndRefuses) {
+  const auto pipeline = make_started();
+  machines_.cut("a", FakeMachines::State::refuses);
+  expect_event<PlanLost>(*pipeline);
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
+}
+
+TEST_F(Cluster, ServesFromItsOwnMemoryWhenAllBackendsAreLost) {
+  options_.local_memory = uint64_t{1} << 30;
+  const auto pipeline = make_started();
+  machines_.set_state("a", FakeMachines::State::down);
+  machines_.set_state("b", FakeMachines::State::down);
+  machines_.cut("a");
+  expect_event<PlanLost>(*pipeline);
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
+  machines_.cut("b");
+  expect_event<PlanLost>(*pipeline);
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("local"));
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, WaitsOnWhenTheOthersAreTooSmall) {
+  machines_.add("a", FakeMachines::State::up, 4096);
+  machines_.add("b");
+  auto pipeline = make_pipeline();
+  pipeline->start();
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
+  machines_.cut("b");
+  expect_event<PlanLost>(*pipeline);
+  machines_.wait_for_attempts("b", 3);
+  EXPECT_EQ(pipeline->poll(kMoment), std::nullopt);
+  machines_.set_state("b", FakeMachines::State::up);
+  expect_event<PlanReady>(*pipeline);
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, PlansAgainWhenABackendIsLostWhileItLoads) {
+  const auto pipeline = make_started();
+  std::atomic<bool> cut{false};
+  {
+    const std::lock_guard lock(machines_.stages().mutex);
+    machines_.stages().loads = [&](const std::string& machine) {
+      if (machine == "b" && !cut.exchange(true)) machines_.cut("b", FakeMachines::State::up);
+    };
+  }
+  machines_.cut("b", FakeMachines::State::up);
+  expect_event<PlanLost>(*pipeline);
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a", "b"));
+  EXPECT_EQ(machines_.n_connections("b"), 3u);
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, ReportsTwoLossesAtOnceAsOne) {
+  options_.return_wait = std::chrono::hours(1);
+  const auto pipeline = make_started();
+  machines_.cut("a");
+  machines_.cut("b");
+  expect_event<PlanLost>(*pipeline);
+  machines_.wait_for_attempts("a", 1);
+  machines_.wait_for_attempts("b", 1);
+  machines_.set_state("a", FakeMachines::State::up);
+  machines_.set_state("b", FakeMachines::State::up);
+  expect_event<PlanReady>(*pipeline);
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+  EXPECT_EQ(pipeline->poll(kMoment), std::nullopt);
+}
+
+TEST_F(Cluster, LosesTheSameBackendAgainAndAgain) {
+  const auto pipeline = make_started();
+  const auto expected = expected_logits();
+  for (int i = 0; i < 10; ++i) {
+    machines_.cut(i % 2 ? "a" : "b", FakeMachines::State::up);
+    expect_event<PlanLost>(*pipeline);
+    const uint64_t epoch = expect_event<PlanReady>(*pipeline).plan.epoch;
+    EXPECT_GT(epoch, epoch_);
+    epoch_ = epoch;
+    EXPECT_EQ(logits(*pipeline, batch()), expected);
+  }
+}
+
+TEST_F(Cluster, FailsTheTicketOfABadBatchAndKeepsThePlan) {
+  const auto pipeline = make_started();
+  stage::Batch bad = batch();
+  bad.tokens[0] = 1'000'000;
+  const uint64_t ticket = pipeline->submit(bad);
+  const auto failed = expect_event<TicketFailed>(*pipeline);
+  EXPECT_EQ(failed.ticket, ticket);
+  EXPECT_THAT(failed.reason, HasSubstr("a: "));
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, EndsAPollEarlyWhenItIsWoken) {
+  const auto pipeline = make_started();
+  pipeline->wake();
+  EXPECT_EQ(pipeline->poll(kForever), std::nullopt) << "woken before";
+  std::thread waker([&] { pipeline->wake(); });
+  EXPECT_EQ(pipeline->poll(kForever), std::nullopt);
+  waker.join();
+}
+
+TEST_F(Cluster, EndsWithoutHavingStarted) {
+  machines_.add("a");
+  machines_.add("b");
+  make_pipeline();
+  EXPECT_EQ(machines_.n_connections("a"), 0u);
+}
+
+TEST_F(Cluster, EndsWithBatchesUnderWay) {
+  auto pipeline = make_started();
+  for (int i = 0; i < 20; ++i) pipeline->submit(batch());
+  pipeline.reset();
+}
+
+TEST_F(Cluster, EndsWithOutputsThatArriveMeanwhile) {
+  auto pipeline = make_started();
+  hold_outputs(true);
+  for (int i = 0; i < 5; ++i) pipeline->submit(batch());
+  wait_for_held(5);
+  hold_outputs(false);
+  pipeline.reset();  // the first stage delivers now, and the second computes
+}
+
+TEST_F(Cluster, EndsWhileItWaitsForAReturn) {
+  options_.return_wait = std::chrono::hours(1);
+  auto pipeline = make_started();
+  machines_.cut("b");
+  machines_.wait_for_attempts("b", 2);
+  pipeline.reset();
+}
+
+TEST_F(Cluster, EndsWhileItLoadsANewPlan) {
+  auto pipeline = make_started();
+  std::promise<void> loading, go_on;
+  std::atomic<bool> first{true};
+  {
+    const std::lock_guard lock(machines_.stages().mutex);
+    machines_.stages().loads = [&](const std::string&) {
+      if (!first.exchange(false)) return;
+      loading.set_value();
+      go_on.get_future().wait();
+    };
+  }
+  machines_.cut("b", FakeMachines::State::up);
+  loading.get_future().wait();
+  auto ended = std::async(std::launch::async, [&] { pipeline.reset(); });
+  EXPECT_EQ(ended.wait_for(kMoment), std::future_status::timeout) << "a load cannot be left alone";
+  go_on.set_value();
+  EXPECT_EQ(ended.wait_for(kForever), std::future_status::ready);
+}
+
+TEST_F(Cluster, EndsWhileABackendIsBeingLost) {
+  for (int i = 0; i < 20; ++i) {
+    auto pipeline = make_started();
+    pipeline->submit(batch());
+    std::thread cutter([&] { machines_.cut("b", FakeMachines::State::up); });
+    pipeline.reset();
+    cutter.join();
+  }
+}
+
+}  // namespace
+}  // namespace caravan::cluster

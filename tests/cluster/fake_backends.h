@@ -1,0 +1,212 @@
+// Backends in memory: real stages on CPU devices behind connections that a test can refuse, cut and bring back.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/cpu_features.h"
+#include "base/error.h"
+#include "cluster/backend.h"
+#include "device/cpu/cpu_device.h"
+#include "stage/local_stage.h"
+
+namespace caravan::cluster::test {
+
+// One connection: alive until the test cuts it.
+struct FakeConnection {
+  std::mutex mutex;
+  bool cut = false;                          // under mutex
+  std::function<void(std::string)> on_lost;  // called outside mutex, perhaps late
+};
+
+// How the stages of all machines behave; set by the test, read by every stage.
+struct StageBehaviour {
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool hold_outputs = false;                              // outputs wait until the stage is destroyed
+  size_t n_held = 0;                                      // outputs that wait now
+  std::function<void(const std::string& machine)> loads;  // called at the beginning of every load()
+  size_t n_opened = 0;
+};
+
+// A LocalStage behind a connection: once that is cut, nothing gets in and loading fails. Outputs that are held back
+// are delivered when the stage is destroyed, as by a stage that was busy when its plan was lost.
+class FakeStage : public stage::Stage, private stage::OutputSink {
+ public:
+  FakeStage(std::string machine, device::Device& device, std::shared_ptr<FakeConnection> connection,
+            StageBehaviour& behaviour)
+      : machine_(std::move(machine)),
+        connection_(std::move(connection)),
+        behaviour_(behaviour),
+        inner_(std::make_unique<stage::LocalStage>(device)) {}
+  ~FakeStage() override {
+    inner_.reset();
+    for (stage::StageOutput& output : held_) sink_->deliver(std::move(output));
+    const std::lock_guard lock(behaviour_.mutex);
+    behaviour_.n_held -= held_.size();
+  }
+
+  void load(const stage::LoadRequest& request, std::span<weights::WeightSource* const> sources,
+            const ProgressFunction& on_progress) override {
+    std::function<void(const std::string&)> loads;
+    {
+      const std::lock_guard lock(behaviour_.mutex);
+      loads = behaviour_.loads;
+    }
+    if (loads) loads(machine_);
+    if (is_cut()) throw Error(machine_ + ": the connection ended while loading");
+    inner_->load(request, sources, on_progress);
+  }
+
+  void open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) override {
+    sink_ = &sink;
+    inner_->open(session, epoch, *this);
+    const std::lock_guard lock(behaviour_.mutex);
+    ++behaviour_.n_opened;
+    behaviour_.changed.notify_all();
+  }
+
+  void enqueue(const stage::Fence& fence, std::shared_ptr<const stage::Batch> batch,
+               std::vector<float> input) override {
+    if (!is_cut()) inner_->enqueue(fence, std::move(batch), std::move(input));
+  }
+
+  std::string numeric_class() const override { return inner_->numeric_class(); }
+
+ private:
+  bool is_cut() const {
+    const std::lock_guard lock(connection_->mutex);
+    return connection_->cut;
+  }
+
+  void deliver(stage::StageOutput output) noexcept override {
+    {
+      const std::lock_guard lock(behaviour_.mutex);
+      if (behaviour_.hold_outputs) {
+        held_.push_back(std::move(output));
+        ++behaviour_.n_held;
+        behaviour_.changed.notify_all();
+        return;
+      }
+    }
+    if (!is_cut()) sink_->deliver(std::move(output));
+  }
+
+  const std::string machine_;
+  const std::shared_ptr<FakeConnection> connection_;  // shared with the test, which cuts it
+  StageBehaviour& behaviour_;
+  stage::OutputSink* sink_ = nullptr;
+  std::vector<stage::StageOutput> held_;  // by the stage's thread, then by the destructor
+  std::unique_ptr<stage::LocalStage> inner_;
+};
+
+// The machines of a test and the connector to them. Functions may be called from any thread.
+class FakeMachines : public BackendConnector {
+ public:
+  enum class State { up, down, refuses };  // refuses: trying again is of no use
+
+  void add(const std::string& name, State state = State::up, uint64_t memory = uint64_t{1} << 30) {
+    const std::lock_guard lock(mutex_);
+    machines_[name] = {state, memory, 0, std::make_unique<device::cpu::CpuDevice>(1, select_isa(), memory), {}};
+  }
+
+  void set_state(const std::string& name, State state) {
+    const std::lock_guard lock(mutex_);
+    machines_.at(name).state = state;
+  }
+
+  // Ends the machine's latest connection; further attempts find it in `state`.
+  void cut(const std::string& name, State state = State::down) { cut(name, n_connections(name) - 1, state); }
+
+  // Reports the end of an earlier connection, counted from 0.
+  void cut(const std::string& name, size_t connection, State state) {
+    std::shared_ptr<FakeConnection> cut_one;
+    {
+      const std::lock_guard lock(mutex_);
+      machines_.at(name).state = state;
+      cut_one = machines_.at(name).connections.at(connection);
+    }
+    std::function<void(std::string)> on_lost;
+    {
+      const std::lock_guard lock(cut_one->mutex);
+      cut_one->cut = true;
+      on_lost = std::exchange(cut_one->on_lost, nullptr);
+    }
+    if (on_lost) on_lost("backend " + name + ": connection lost");
+  }
+
+  size_t n_connections(const std::string& name) const {
+    const std::lock_guard lock(mutex_);
+    return machines_.at(name).connections.size();
+  }
+
+  // Waits until n more attempts were made to connect to the machine.
+  void wait_for_attempts(const std::string& name, size_t n) {
+    std::unique_lock lock(mutex_);
+    const size_t goal = machines_.at(name).n_attempts + n;
+    attempted_.wait(lock, [&] { return machines_.at(name).n_attempts >= goal; });
+  }
+
+  StageBehaviour& stages() { return behaviour_; }
+
+  std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds,
+                                   std::function<void(std::string)> on_lost) override {
+    const std::lock_guard lock(mutex_);
+    Machine& machine = machines_.at(name);
+    ++machine.n_attempts;
+    attempted_.notify_all();
+    if (machine.state == State::down) throw Error(name + ": connection refused");
+    if (machine.state == State::refuses) throw NotSupportedError(name + ": speaks another protocol version");
+    auto connection = std::make_shared<FakeConnection>();
+    connection->on_lost = std::move(on_lost);
+    machine.connections.push_back(connection);
+    return std::make_unique<Connected>(name, machine.memory, *machine.device, std::move(connection), behaviour_);
+  }
+
+ private:
+  class Connected : public Backend {
+   public:
+    Connected(std::string name, uint64_t memory, device::Device& device, std::shared_ptr<FakeConnection> connection,
+              StageBehaviour& behaviour)
+        : name_(std::move(name)),
+          memory_(memory),
+          device_(device),
+          connection_(std::move(connection)),
+          behaviour_(behaviour) {}
+    const std::string& name() const override { return name_; }
+    uint64_t memory_free() const override { return memory_; }
+    std::string numeric_class() const override { return device_.info().numeric_class; }
+    std::unique_ptr<stage::Stage> make_stage() override {
+      return std::make_unique<FakeStage>(name_, device_, connection_, behaviour_);
+    }
+
+   private:
+    const std::string name_;
+    const uint64_t memory_;
+    device::Device& device_;
+    const std::shared_ptr<FakeConnection> connection_;
+    StageBehaviour& behaviour_;
+  };
+
+  struct Machine {
+    State state = State::up;
+    uint64_t memory = 0;
+    size_t n_attempts = 0;
+    std::unique_ptr<device::cpu::CpuDevice> device;
+    std::vector<std::shared_ptr<FakeConnection>> connections;
+  };
+
+  mutable std::mutex mutex_;
+  std::condition_variable attempted_;
+  std::map<std::string, Machine> machines_;
+  StageBehaviour behaviour_;
+};
+
+}  // namespace caravan::cluster::test
