@@ -299,13 +299,9 @@ std::optional<ScheduledBatch> Scheduler::next_batch(bool nothing_in_flight) {
   std::vector<Chunk> chunks = choose();
   const bool wanted = !chunks.empty();
   reserve(chunks);
-  if (chunks.empty() && wanted && nothing_in_flight && n_running_ > 1) {
-    // The rows went to the newest sequence, which finds no block and nobody newer to take one from: it gives way.
-    preempt(*newest_after(0));
-    chunks = choose();
-    reserve(chunks);
-    CARAVAN_ASSERT(!chunks.empty(), "the remaining sequences hold every block among them, so one can go on");
-  }
+  // Prefill goes by age and the newest are preempted first, so no sequence decodes while an older one is prefilled: the
+  // oldest running sequence is always among the chosen, takes what it needs from all others, and fits the plan alone.
+  CARAVAN_ASSERT(!chunks.empty() || !wanted || !nothing_in_flight, "the oldest sequence can always go on");
   if (chunks.empty() && (ops_.empty() || !nothing_in_flight)) return std::nullopt;
   ScheduledBatch scheduled;
   for (const Chunk& chunk : chunks) add_rows(scheduled, chunk);
