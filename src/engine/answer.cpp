@@ -7,7 +7,7 @@ namespace caravan::engine {
 
 StopMatcher::StopMatcher(std::vector<std::string> stop) : stop_(std::move(stop)) {
   std::erase_if(stop_, [](const std::string& word) { return word.empty(); });
-  std::stable_sort(stop_.begin(), stop_.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
+  std::sort(stop_.begin(), stop_.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
 }
 
 size_t StopMatcher::length_of_possible_start() const {

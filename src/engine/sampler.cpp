@@ -176,8 +176,7 @@ Sampler::Sampler(SamplingParams params, uint32_t seed, std::span<const int32_t> 
   for (const int32_t id : banned) {
     if (static_cast<uint32_t>(id) < n_vocab) biases_.push_back({id, kMinusInfinity});
   }
-  std::stable_sort(biases_.begin(), biases_.end(),
-                   [](const LogitBias& a, const LogitBias& b) { return a.token < b.token; });
+  std::sort(biases_.begin(), biases_.end(), [](const LogitBias& a, const LogitBias& b) { return a.token < b.token; });
   std::vector<LogitBias> merged;
   for (const LogitBias& bias : biases_) {
     if (!merged.empty() && merged.back().token == bias.token) {

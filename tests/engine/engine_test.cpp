@@ -5,14 +5,16 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <future>
+#include <condition_variable>
+#include <mutex>
 #include <random>
-#include <set>
+#include <thread>
 
 #include "engine/fake_pipeline.h"
 #include "engine/pooling.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/stream_state.h"
 
 namespace caravan::engine::test {
 namespace {
@@ -479,7 +481,6 @@ TEST_F(EngineTest, CallsTheNotifyHookForEveryPushAndForWhatWaitsAlready) {
   pipeline_.force([](uint32_t) { return byte_token('x'); });
   start(make_plan({full_group(64)}));
   auto stream = engine_->submit(greedy({1}, 3));
-  std::promise<void> all;
   std::mutex mutex;
   std::string text;
   bool done = false;
@@ -504,6 +505,22 @@ TEST_F(EngineTest, CallsTheNotifyHookForEveryPushAndForWhatWaitsAlready) {
   }
   stream->set_notify({});
   EXPECT_EQ(text, "xxx");
+}
+
+TEST(TokenStream, CallsANewHookAtOnceWhenSomethingWaitsAndNoHookAfterItIsRemoved) {
+  FakePipeline pipeline;
+  auto state = std::make_shared<StreamState>(std::make_shared<Waker>(pipeline), 1, 10, 10000);
+  TokenStream stream(state);
+  int n_calls = 0;
+  stream.set_notify([&] { ++n_calls; });
+  EXPECT_EQ(n_calls, 0);
+  state->push(TokenEvent{"x", {1}, {}});
+  EXPECT_EQ(n_calls, 1);
+  stream.set_notify({});
+  state->push(TokenEvent{"y", {2}, {}});
+  EXPECT_EQ(n_calls, 1);
+  stream.set_notify([&] { n_calls += 10; });
+  EXPECT_EQ(n_calls, 11);
 }
 
 TEST_F(EngineTest, ALostPlanEndsEveryRequestAndRefusesNewOnesUntilThereIsAnother) {

@@ -269,8 +269,9 @@ stage::RowOutput FakePipeline::output(const stage::OutputRequest& wanted, uint64
   }
   std::vector<int32_t> ids(logits.size());
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i);
-  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
-    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+  std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
+    const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
+    return x > y || (x == y && a < b);
   });
   double sum = 0;
   for (const float logit : logits) sum += std::exp(static_cast<double>(logit));

@@ -38,8 +38,9 @@ stage::RowOutput answer(const stage::OutputRequest& wanted, const std::vector<fl
   stage::RowOutput output{0, wanted.kind, {}, {}, 0};
   output.ids.resize(logits.size());
   std::iota(output.ids.begin(), output.ids.end(), 0);
-  std::stable_sort(output.ids.begin(), output.ids.end(), [&](int32_t a, int32_t b) {
-    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+  std::sort(output.ids.begin(), output.ids.end(), [&](int32_t a, int32_t b) {
+    const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
+    return x > y || (x == y && a < b);
   });
   output.ids.resize(wanted.top_k);
   double sum = 0;
@@ -276,7 +277,8 @@ int32_t brute_force(const SamplingParams& p, std::vector<double> logits, const s
   }
   std::vector<size_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return logits[a] > logits[b]; });
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
   if (p.top_k > 0) order.resize(std::min<size_t>(order.size(), static_cast<size_t>(p.top_k)));
   const double max = logits[order[0]];
   double total = 0;
