@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "cluster/remote_backend.h"
+#include "models/registry.h"
 #include "tensor/dtype.h"
 
 namespace caravan::app {
@@ -31,7 +32,15 @@ std::vector<double> parse_shares(const std::string& text) {
   return shares;
 }
 
-cluster::ClusterOptions cluster_options(const ModelOptions& options) {
+// Encoders give a vector for every row. Others have a buffer of all logits for each output row, which a large
+// vocabulary makes expensive: one for each sequence, and some so that prompts whose every row is wanted go in fair
+// pieces.
+uint32_t max_outputs(const stage::CacheConfig& cache, const models::Hyperparameters& hp) {
+  constexpr uint32_t kFairPiece = 32;
+  return hp.causal ? std::min(cache.max_rows, std::max(cache.max_slots, kFairPiece)) : cache.max_rows;
+}
+
+cluster::ClusterOptions cluster_options(const ModelOptions& options, const models::Hyperparameters& hp) {
   cluster::ClusterOptions cluster;
   cluster.backends = options.rpc;
   cluster.rpc_wait = std::chrono::seconds(options.rpc_wait_s);
@@ -39,8 +48,8 @@ cluster::ClusterOptions cluster_options(const ModelOptions& options) {
   cluster.cache.v_type = cache_type(options.v_type);
   cluster.cache.block_tokens = kBlockTokens;
   cluster.cache.max_slots = options.n_parallel;
-  cluster.cache.max_rows = std::min(options.n_batch, options.n_ubatch);
-  cluster.cache.max_outputs = cluster.cache.max_rows;
+  cluster.cache.max_rows = std::max(options.n_parallel, std::min(options.n_batch, options.n_ubatch));
+  cluster.cache.max_outputs = max_outputs(cluster.cache, hp);
   cluster.n_ctx = options.n_ctx;
   cluster.n_gpu_layers = options.n_gpu_layers;
   cluster.tensor_split = options.tensor_split;
@@ -275,7 +284,9 @@ OpenedModel::OpenedModel(const ModelOptions& options)
     : file_(gguf::Model::open(required_model(options))),
       vocabulary_(vocab::Vocabulary::load(file_.metadata())),
       device_(thread_count(options.n_threads), select_isa(), options.mem_mib * kMiB) {
-  cluster::ClusterOptions cluster = cluster_options(options);
+  const models::Hyperparameters hp =
+      models::find_arch(file_.metadata()).read(models::hyperparameter_metadata(file_.metadata()));
+  cluster::ClusterOptions cluster = cluster_options(options, hp);
   // Beside backends, this machine takes layers only as far as the user or a lack of memory there demands it.
   cluster.local_memory = device_.info().memory_free;
   if (!options.rpc.empty()) {

@@ -98,7 +98,8 @@ std::vector<stage::RowOutput> SequenceDriver::run(stage::Batch batch) {
 std::vector<stage::RowOutput> SequenceDriver::forward(stage::Slot slot, std::span<const int32_t> tokens,
                                                       std::span<const uint32_t> wanted,
                                                       const stage::OutputRequest& output, uint32_t max_chunk) {
-  const uint32_t chunk = max_chunk > 0 ? std::min(max_chunk, plan_.max_rows) : plan_.max_rows;
+  uint32_t chunk = max_chunk > 0 ? std::min(max_chunk, plan_.max_rows) : plan_.max_rows;
+  if (wanted.size() > 1 && plan_.max_outputs > 0) chunk = std::min(chunk, plan_.max_outputs);
   std::vector<stage::RowOutput> outputs;
   size_t next_wanted = 0;
   for (size_t begin = 0; begin < tokens.size(); begin += chunk) {

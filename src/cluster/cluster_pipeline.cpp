@@ -292,6 +292,7 @@ engine::PlanSummary ClusterPipeline::make_plan() {
   summary.n_vocab = hp_.n_vocab;
   summary.block_tokens = placement.cache.block_tokens;
   summary.max_rows = placement.cache.max_rows;
+  summary.max_outputs = placement.cache.max_outputs;
   summary.max_slots = placement.cache.max_slots;
   const auto groups = arch_.cache_groups(hp_);
   for (size_t g = 0; g < groups.size(); ++g)

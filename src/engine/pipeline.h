@@ -38,7 +38,8 @@ struct PlanSummary {
   uint32_t n_embd = 0;
   uint32_t n_vocab = 0;
   uint32_t block_tokens = 0;
-  uint32_t max_rows = 0;  // rows per batch
+  uint32_t max_rows = 0;     // rows per batch
+  uint32_t max_outputs = 0;  // rows of a batch for which outputs may be wanted, at least max_slots; 0: all
   uint32_t max_slots = 0;
   std::vector<GroupLimits> groups;
   std::string numeric_class;

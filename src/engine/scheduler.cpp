@@ -156,19 +156,25 @@ std::vector<Scheduler::Chunk> Scheduler::choose() const {
   uint32_t n_decoding = 0;
   for (const auto& [id, sequence] : sequences_) n_decoding += sequence->slot && sequence->decodes();
   uint32_t rows_left = plan_.max_rows;
+  uint32_t outputs_left = plan_.max_outputs > 0 ? plan_.max_outputs : plan_.max_rows;
   uint32_t decodes_left = (n_decoding + max_in_flight() - 1) / max_in_flight();
   for (const auto& [id, sequence] : sequences_) {
     if (!sequence->slot || sequence->awaits_output || !sequence->decodes()) continue;
-    if (rows_left == 0 || decodes_left == 0) break;
+    if (rows_left == 0 || outputs_left == 0 || decodes_left == 0) break;
     chunks.push_back({sequence.get(), 1});
     --rows_left;
+    --outputs_left;
     --decodes_left;
   }
   for (const auto& [id, sequence] : sequences_) {
     if (!sequence->slot || sequence->awaits_output || sequence->decodes() || sequence->n_remaining() == 0) continue;
-    if (rows_left == 0 || (encoder_ && sequence->n_remaining() > rows_left)) break;
-    chunks.push_back({sequence.get(), std::min(rows_left, sequence->n_remaining())});
+    if (rows_left == 0) break;
+    const bool every_row_wanted = sequence->embedding && sequence->embedding->n_wanted(sequence->n_tokens()) > 1;
+    const uint32_t most = every_row_wanted ? std::min(rows_left, outputs_left) : rows_left;
+    if (outputs_left == 0 || (encoder_ && sequence->n_remaining() > most)) break;
+    chunks.push_back({sequence.get(), std::min(most, sequence->n_remaining())});
     rows_left -= chunks.back().n_rows;
+    outputs_left -= every_row_wanted ? chunks.back().n_rows : 1;
   }
   return chunks;
 }

@@ -155,6 +155,22 @@ class Keys(ClusterTest):
             self.assertEqual(server.post("/completion", {"prompt": "x", "n_predict": 1}, headers)[0], 200)
 
 
+class Poolings(ClusterTest):
+    def test_every_row_of_a_long_text_can_be_pooled_whatever_a_step_gives(self):
+        text = {"content": "Once upon a time there was a fox named Lily. " * 12}
+        vectors = []
+        for ubatch in (512, 9):
+            server = self.start(Server, extra=("--pooling", "mean", "-ub", ubatch))
+            status, answer = server.post("/embeddings", text)
+            self.assertEqual(status, 200, answer)
+            vectors.append(answer[0]["embedding"][0])
+            server.stop()
+        self.assertEqual(vectors[0], vectors[1])
+        server = self.start(Server, extra=("--pooling", "none"))
+        n_tokens = len(server.post("/tokenize", text)[1]["tokens"])
+        self.assertEqual(len(server.post("/embeddings", text)[1][0]["embedding"]), n_tokens)
+
+
 class Encoder(ClusterTest):
     def test_an_encoder_embeds_and_does_not_generate(self):
         server = self.start(Server, model=kit_model("bert-dense.gguf"))
