@@ -29,7 +29,8 @@ class Exchange {
   // True once a response was begun: an error can then no longer change the status.
   virtual bool response_begun() const = 0;
 
-  // Calls hook, on the executor, when the client closes the connection while the handler runs. One hook; {} clears it.
+  // Calls hook, on the executor, when the client closes the connection while the handler runs, or has closed it before.
+  // One hook; {} clears it.
   virtual void on_client_gone(std::function<void()> hook) = 0;
 };
 

@@ -73,7 +73,13 @@ class Server::Session : public Exchange, public std::enable_shared_from_this<Ser
   const Request& request() const override { return request_; }
   net::Executor executor() const override { return connection_->executor(); }
   bool response_begun() const override { return response_begun_; }
-  void on_client_gone(std::function<void()> hook) override { client_gone_hook_ = std::move(hook); }
+  void on_client_gone(std::function<void()> hook) override {
+    client_gone_hook_ = std::move(hook);
+    if (!client_gone_hook_ || !ended_) return;
+    boost::asio::post(executor(), [self = shared_from_this()] {  // not before the caller is ready for it
+      if (self->client_gone_hook_) self->client_gone_hook_();
+    });
+  }
 
   // Ends the connection: at once when no exchange is running, otherwise (now is false) after it.
   void close(bool now) {

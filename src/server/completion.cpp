@@ -11,8 +11,6 @@
 namespace caravan::server {
 namespace {
 
-constexpr auto kPingInterval = std::chrono::seconds(30);
-
 // One prompt of a request and what has been answered so far.
 struct Answer {
   size_t index = 0;

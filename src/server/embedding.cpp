@@ -11,6 +11,15 @@ namespace caravan::server {
 namespace {
 
 constexpr auto kPollInterval = std::chrono::seconds(30);
+constexpr int64_t kEuclidean = 2;
+constexpr int64_t kLargestNorm = 100;  // a p-norm beyond is that of the largest value for all that f32 can tell
+
+void check_encoding_format(const Json& body) {
+  const auto format = find_text(body, "encoding_format");
+  if (!format || *format == "float") return;
+  throw RequestError("Field 'encoding_format': only \"float\" is supported by this version",
+                     *format == "base64" ? RequestError::Kind::not_supported : RequestError::Kind::invalid);
+}
 
 // Pooled vectors are normalised; those of single tokens are raw.
 Json vectors_json(std::vector<std::vector<float>> vectors, engine::Pooling pooling, int32_t normalisation) {
@@ -27,10 +36,10 @@ net::awaitable<void> post_embedding(http::Exchange& exchange, const Api& api) {
   const char* field = find_field(body, "content") != nullptr ? "content" : "input";
   const Json* input = find_field(body, field);
   if (input == nullptr) throw RequestError("one of the fields 'content' and 'input' is needed");
-  if (const auto format = find_text(body, "encoding_format"); format && *format != "float")
-    throw RequestError("Field 'encoding_format': only \"float\" is supported here", RequestError::Kind::not_supported);
-  const auto normalisation = static_cast<int32_t>(find_integer(body, "embd_normalize").value_or(2));
-  if (normalisation < -1) throw RequestError("Field 'embd_normalize': Value must be >= -1");
+  check_encoding_format(body);
+  const auto normalisation = find_integer(body, "embd_normalize").value_or(kEuclidean);
+  if (normalisation < -1 || normalisation > kLargestNorm)
+    throw RequestError(fmt::format("Field 'embd_normalize': Value must be in [-1, {}]", kLargestNorm));
 
   std::vector<std::shared_ptr<engine::TokenStream>> streams;
   for (Prompt& tokens : parse_prompts(*input, field, api.vocabulary)) {
@@ -46,7 +55,8 @@ net::awaitable<void> post_embedding(http::Exchange& exchange, const Api& api) {
     if (const auto* error = std::get_if<engine::ErrorEvent>(&item->event))
       throw RequestError(error->message, error->kind);
     if (auto* done = std::get_if<engine::EmbeddingEvent>(&item->event))
-      results[item->index]["embedding"] = vectors_json(std::move(done->vectors), api.model.pooling, normalisation);
+      results[item->index]["embedding"] =
+          vectors_json(std::move(done->vectors), api.model.pooling, static_cast<int32_t>(normalisation));
   }
   http::Response response = json_response(results);
   co_await exchange.send(std::move(response));

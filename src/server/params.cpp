@@ -27,11 +27,16 @@ bool is_not_positive(const Json& v) { return v.is_number() && v.get<double>() <=
 bool is_one(const Json& v) { return v.is_number() && v.get<double>() == 1; }
 bool is_at_least_one(const Json& v) { return v.is_number() && v.get<double>() >= 1; }
 
+bool is_text_format(const Json& v) {
+  return is_empty(v) || (v.is_object() && v.contains("type") && v["type"] == "text");
+}
+bool is_default_ping(const Json& v) { return v.is_number() && v.get<double>() == kPingInterval.count(); }
+
 const std::vector<UnsupportedField>& unsupported_fields() {
   static const std::vector<UnsupportedField> fields = {
       {"grammar", is_empty},
       {"json_schema", is_empty},
-      {"response_format", is_empty},
+      {"response_format", is_text_format},
       {"typical_p", is_at_least_one},
       {"mirostat", is_zero},
       {"dynatemp_range", is_zero},
@@ -53,6 +58,8 @@ const std::vector<UnsupportedField>& unsupported_fields() {
       {"grammar_lazy", is_false},
       {"grammar_triggers", is_empty},
       {"echo", is_false},
+      {"verbose", is_false},
+      {"sse_ping_interval", is_default_ping},
   };
   return fields;
 }
@@ -96,7 +103,10 @@ std::vector<int32_t> biased_tokens(const Json& key, const vocab::Vocabulary& voc
 float bias_value(const Json& value) {
   if (value.is_boolean() && !value.get<bool>()) return -std::numeric_limits<float>::infinity();
   if (!value.is_number()) throw RequestError("Field 'logit_bias': a bias is a number or false");
-  return value.get<float>();
+  const auto bias = value.get<double>();
+  if (std::abs(bias) > std::numeric_limits<float>::max())
+    throw RequestError("Field 'logit_bias': Value must be a number of single precision, or false");
+  return static_cast<float>(bias);
 }
 
 std::vector<engine::LogitBias> parse_logit_bias(const Json& value, const vocab::Vocabulary& vocabulary) {
@@ -166,8 +176,11 @@ engine::SamplingParams parse_sampling(const Json& body, const Api& api) {
   p.n_probs = integer_within(body, find_field(body, "n_probs") ? "n_probs" : "logprobs", p.n_probs, 0, ">= 0");
   p.ignore_eos = find_bool(body, "ignore_eos").value_or(p.ignore_eos);
   if (const auto seed = find_integer(body, "seed")) {
-    p.seed.reset();  // -1, or the same as 32 bits, means a random one
-    if (*seed != -1 && *seed != std::numeric_limits<uint32_t>::max()) p.seed = static_cast<uint32_t>(*seed);
+    constexpr int64_t kRandom = std::numeric_limits<uint32_t>::max();  // -1 as 32 bits
+    if (*seed < -1 || *seed > kRandom)
+      throw RequestError(fmt::format("Field 'seed': Value must be -1 (a random one) or in [0, {}]", kRandom));
+    p.seed.reset();
+    if (*seed != -1 && *seed != kRandom) p.seed = static_cast<uint32_t>(*seed);
   }
   if (const Json* value = find_field(body, "logit_bias")) p.logit_bias = parse_logit_bias(*value, api.vocabulary);
   if (const Json* value = find_field(body, "samplers")) p.samplers = parse_samplers(*value);

@@ -1,6 +1,7 @@
 // JSON fields of a request -> parameters of the engine. The only place where the generation fields are read.
 #pragma once
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,9 @@
 #include "server/json.h"
 
 namespace caravan::server {
+
+// Time without an event after which a stream gets a comment, so that proxies keep the connection.
+constexpr auto kPingInterval = std::chrono::seconds(30);
 
 // One prompt as the request gave it, in tokens.
 using Prompt = std::vector<int32_t>;

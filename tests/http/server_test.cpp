@@ -91,6 +91,15 @@ class HttpServer : public ::testing::Test {
       co_await exchange.write_chunk("data: 2\n\n");
       co_await exchange.end_stream();
     });
+    router_.add("GET", "/wait-late", [this](Exchange& exchange) -> net::awaitable<void> {
+      waiting_.set_value();
+      AsyncEvent gone(exchange.executor());
+      co_await gone.wait(milliseconds(50));  // the end of the connection is read meanwhile
+      exchange.on_client_gone([&] { gone.notify(); });
+      const bool left = co_await gone.wait(std::chrono::seconds(10));
+      exchange.on_client_gone({});
+      client_left_.set_value(left);
+    });
     router_.add("GET", "/wait", [this](Exchange& exchange) -> net::awaitable<void> {
       AsyncEvent gone(exchange.executor());
       exchange.on_client_gone([&] { gone.notify(); });
@@ -113,6 +122,14 @@ class HttpServer : public ::testing::Test {
   std::promise<void> waiting_;
   std::promise<bool> client_left_;
 };
+
+TEST_F(HttpServer, NoticesAClientThatHadLeftBeforeTheHandlerAsked) {
+  Client client(server_->port());
+  client.send("GET /wait-late HTTP/1.1\r\nHost: x\r\n\r\n");
+  waiting_.get_future().wait();
+  client.leave();
+  EXPECT_TRUE(client_left_.get_future().get());
+}
 
 TEST_F(HttpServer, AnswersSeveralRequestsOnOneConnection) {
   Client client(server_->port());
