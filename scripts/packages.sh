@@ -3,7 +3,11 @@
 # Usage: scripts/packages.sh [build|check]    build (default): to compile, run and test; check: also format, lint and fuzz.
 set -euo pipefail
 
-wanted=(ca-certificates cmake ninja-build g++ ccache mold make pkg-config python3 curl libboost-dev libssl-dev
+# Debian 12's default Boost is 1.74, but it also has 1.81, which knows what we use; later systems' default is newer.
+boost=libboost-dev
+if grep -qs '^VERSION_ID="12"' /etc/os-release && grep -qs '^ID=debian' /etc/os-release; then boost=libboost1.81-dev; fi
+
+wanted=(ca-certificates cmake ninja-build g++ ccache mold make pkg-config python3 curl "$boost" libssl-dev
         libprotobuf-dev protobuf-compiler nlohmann-json3-dev libspdlog-dev libfmt-dev libpcre2-dev
         libutf8proc-dev libgtest-dev libgmock-dev libbenchmark-dev)
 [ "${1:-build}" = check ] && wanted+=(clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev shellcheck)
