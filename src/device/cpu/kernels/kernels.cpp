@@ -26,6 +26,10 @@ const Kernels& kernels_for(Isa isa) {
     case Isa::neon_i8mm:
       return neon_i8mm_kernels();
 #endif
+#if defined(__arm__)
+    case Isa::neon:  // 32-bit NEON flushes subnormals to zero, which would give other bits
+      return scalar_kernels();
+#endif
     default:
       break;
   }

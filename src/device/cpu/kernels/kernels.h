@@ -14,12 +14,7 @@
 namespace caravan::device::cpu {
 
 // Names the arithmetic below: two machines with the same string give the same bits. Raised whenever results change.
-// 32-bit NEON flushes subnormals to zero, hence its own class.
-#if defined(__arm__)
-inline constexpr const char* kNumericClass = "cpu-fma16-1-ftz";
-#else
 inline constexpr const char* kNumericClass = "cpu-fma16-1";
-#endif
 
 // ---- Weights -------------------------------------------------------------------------------------------------------
 
@@ -228,7 +223,8 @@ struct Kernels {
   float (*log_sum_exp)(const float* x, int64_t n);
 };
 
-// The kernels compiled for an instruction set. isa must be one of supported_isas() (asserted).
+// The kernels compiled for an instruction set. isa must be one of supported_isas() (asserted). 32-bit ARM has scalar
+// kernels only: its NEON is not IEEE arithmetic.
 const Kernels& kernels_for(Isa isa);
 
 }  // namespace caravan::device::cpu
