@@ -16,6 +16,9 @@ cmake --preset tsan >/dev/null
 cmake --build build/tsan -j "$(nproc)" | tail -n 1
 TSAN_OPTIONS=halt_on_error=1 scripts/run_tests.py build/tsan --units-only
 
+step "arm64 under emulation"
+scripts/cross_test.sh
+
 step "fuzz targets: 300 s each"
 cmake --preset fuzz >/dev/null
 cmake --build build/fuzz -j "$(nproc)" --target fuzz_targets | tail -n 1

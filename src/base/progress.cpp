@@ -44,7 +44,8 @@ void Progress::finish() {
 }
 
 void Progress::show(bool last) {
-  if (!spdlog::should_log(spdlog::level::info)) return;
+  // A bar comes and goes; log lines stay, and are for those who asked for information.
+  if (!spdlog::should_log(on_terminal_ ? spdlog::level::warn : spdlog::level::info)) return;
   const auto now = std::chrono::steady_clock::now();
   last_shown_ = now;
   const double seconds = std::chrono::duration<double>(now - start_).count();

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import tempfile
 import unittest
@@ -58,6 +59,24 @@ class Cli(unittest.TestCase):
         self.assertTrue(result.stdout.startswith("Once upon a time there was a fox named Lily."))
         self.assertGreater(len(result.stdout), 60)
         self.assertIn("tokens/s", result.stderr)
+
+    def test_an_interrupt_ends_the_answer_and_not_the_program(self):
+        cli = subprocess.Popen([EXECUTABLE, "cli", "-m", DEMO_MODEL, "-p", "Once upon a time", "-c", "60000", "--ignore-eos", "-t", "1"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=clean_environment())
+        self.addCleanup(cli.kill)
+        cli.stdout.read(40)   # the answer has begun
+        cli.send_signal(signal.SIGINT)
+        out, err = cli.communicate(timeout=30)
+        self.assertEqual(cli.returncode, 0, err)
+        self.assertIn("[interrupted]", out)
+        self.assertIn("tokens/s", err)
+
+    def test_interactive_input_continues_the_text(self):
+        result = subprocess.run([EXECUTABLE, "cli", "-m", DEMO_MODEL, "-i", "-n", "8", "--temp", "0", "-t", "1"], input="Hello\nOnce\n",
+                                capture_output=True, text=True, errors="replace", timeout=60, env=clean_environment(), check=False)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stdout.count("> "), 3)
+        self.assertEqual(result.stderr.count("generation:"), 2)
 
     def test_an_encoder_or_an_unknown_architecture_is_refused(self):
         result = run("cli", "-m", kit_model("bert-dense.gguf"), "-p", "x")
