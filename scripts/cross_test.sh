@@ -22,7 +22,7 @@ if [ ! -d "$CROSS_SYSROOT" ]; then
   # shellcheck source=/dev/null
   suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$work/sources.list"
-  options=(-o APT::Architecture=$arch -o APT::Architectures=$arch -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache"
+  options=(-o "APT::Architecture=$arch" -o "APT::Architectures=$arch" -o Dir::State::lists="$work/lists" -o Dir::Cache="$work/cache"
            -o Dir::State::status="$work/status" -o Dir::Etc::sourcelist="$work/sources.list" -o Dir::Etc::sourceparts=/dev/null
            -o APT::Sandbox::User=root)
   apt-get "${options[@]}" -qq update
