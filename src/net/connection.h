@@ -51,6 +51,8 @@ class Connection {
   virtual awaitable<void> shutdown() = 0;
   // Ends both directions at once; what waits in read_some or write fails with closed_here. Idempotent.
   virtual void close() noexcept = 0;
+  // As close(), and drops what the peer has not taken yet (TCP reset): for one that does not read or does not answer.
+  virtual void abort() noexcept { close(); }
   // "10.0.0.2:41712".
   virtual const std::string& peer() const = 0;
 

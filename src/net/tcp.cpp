@@ -35,6 +35,8 @@ ConnectionError connection_error(const std::string& peer, const boost::system::e
       code == asio::error::network_unreachable)
     return {Kind::unreachable, fmt::format("{}: {}", peer, code.message())};
   if (code == asio::error::timed_out) return {Kind::timed_out, fmt::format("{}: {}", peer, code.message())};
+  if (code == asio::error::connection_reset || code == asio::error::broken_pipe)
+    return {Kind::lost, fmt::format("{} closed the connection", peer)};
   return {Kind::lost, fmt::format("{}: {}", peer, code.message())};
 }
 
@@ -55,10 +57,13 @@ awaitable<size_t> TcpConnection::read_some(std::span<std::byte> buffer) {
 }
 
 awaitable<void> TcpConnection::write(std::span<const ConstBuffer> buffers) {
+  // Asio would wait for a dead socket to become writable: for ever.
+  if (write_failed_) throw connection_error(peer_, asio::error::broken_pipe, closed_);
   boost::system::error_code code;
   // std::vector: a span is not a buffer sequence for Boost 1.81
   const std::vector<ConstBuffer> sequence(buffers.begin(), buffers.end());
   co_await asio::async_write(socket_, sequence, asio::redirect_error(asio::use_awaitable, code));
+  write_failed_ = static_cast<bool>(code);
   if (code) throw connection_error(peer_, code, closed_);
 }
 
@@ -72,6 +77,16 @@ void TcpConnection::close() noexcept {
   closed_ = true;
   boost::system::error_code ignored;
   socket_.close(ignored);
+}
+
+void TcpConnection::abort() noexcept {
+  reset_on_close(socket_);
+  close();
+}
+
+void reset_on_close(Socket& socket) noexcept {
+  boost::system::error_code ignored;
+  socket.set_option(asio::socket_base::linger(true, 0), ignored);
 }
 
 awaitable<size_t> TcpConnection::peek(std::span<std::byte> buffer) {

@@ -118,9 +118,12 @@ class TlsConnection : public Connection {
   }
 
   awaitable<void> write(std::span<const ConstBuffer> buffers) override {
+    // As in TcpConnection::write().
+    if (write_failed_) throw connection_error(peer_, asio::error::broken_pipe, closed_);
     boost::system::error_code code;
     const std::vector<ConstBuffer> sequence(buffers.begin(), buffers.end());
     co_await asio::async_write(stream_, sequence, asio::redirect_error(asio::use_awaitable, code));
+    write_failed_ = static_cast<bool>(code);
     if (code) throw connection_error(peer_, code, closed_);
   }
 
@@ -142,6 +145,11 @@ class TlsConnection : public Connection {
     closed_ = true;
     boost::system::error_code ignored;
     stream_.lowest_layer().close(ignored);
+  }
+
+  void abort() noexcept override {
+    reset_on_close(stream_.next_layer());
+    close();
   }
 
   awaitable<void> handshake(ssl::stream_base::handshake_type type) {
@@ -178,6 +186,7 @@ class TlsConnection : public Connection {
   ssl::stream<Socket> stream_;
   std::string peer_;
   bool closed_ = false;
+  bool write_failed_ = false;
 };
 
 }  // namespace

@@ -527,6 +527,7 @@ void BackendService::State::stop() {
 
 BackendService::BackendService(net::IoThreads& io, SliceHost& host, BackendOptions options)
     : state_(std::make_shared<State>(io, host, std::move(options))) {
+  silence_protobuf();
   const net::Endpoint& bound = state_->listener.endpoint();
   spdlog::info("backend '{}' listens on {}{}", state_->options.name, bound.text(),
                state_->psk ? " (TLS, token set)" : "");

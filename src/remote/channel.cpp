@@ -49,14 +49,14 @@ void Channel::send(MessageType type, const google::protobuf::MessageLite& header
     overfull = queued_bytes_ > kMaxQueuedBytes || urgent_.size() + normal_.size() > kMaxQueuedFrames;
   }
   if (overfull)
-    close(fmt::format("{} does not read what it asked for", peer_));
+    abort(fmt::format("{} does not read what it asked for", peer_));
   else
     net::asio::post(executor_, [self = shared_from_this()] { self->wake_.cancel(); });
 }
 
 net::awaitable<std::optional<net::Frame>> Channel::read() { return reader_.read(); }
 
-void Channel::close(const std::string& reason) {
+void Channel::end(const std::string& reason, Ending ending) {
   {
     const std::lock_guard lock(mutex_);
     if (closed_) return;
@@ -66,8 +66,11 @@ void Channel::close(const std::string& reason) {
     normal_.clear();
   }
   room_.notify_all();
-  net::asio::post(executor_, [self = shared_from_this()] {
-    self->connection_->close();
+  net::asio::post(executor_, [self = shared_from_this(), ending] {
+    if (ending == Ending::abort)
+      self->connection_->abort();
+    else
+      self->connection_->close();
     self->wake_.cancel();
   });
 }
@@ -158,7 +161,7 @@ net::awaitable<void> watch_silence(std::shared_ptr<Channel> channel, net::Durati
     co_await net::sleep_for(interval);
     const auto silence = std::chrono::steady_clock::now() - channel->last_received();
     if (silence > timeout)
-      channel->close(fmt::format("{} missed heartbeats for {:.1f} s", channel->peer(),
+      channel->abort(fmt::format("{} missed heartbeats for {:.1f} s", channel->peer(),
                                  std::chrono::duration<double>(silence).count()));
   }
 }

@@ -42,7 +42,9 @@ class Channel : public std::enable_shared_from_this<Channel> {
   // coroutine.
   net::awaitable<void> finish(net::Duration timeout);
   // Ends the connection at once; from any thread. The first reason stays.
-  void close(const std::string& reason);
+  void close(const std::string& reason) { end(reason, Ending::close); }
+  // As close(), for a peer that does not read or answer: what waits for it is dropped.
+  void abort(const std::string& reason) { end(reason, Ending::abort); }
 
   bool closed() const { return closed_.load(); }
   // Why it was closed; empty while it is not.
@@ -65,6 +67,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
     size_t size() const { return head.size() + payload.size(); }
   };
 
+  enum class Ending { close, abort };
+  void end(const std::string& reason, Ending ending);
   net::awaitable<void> write_loop(std::shared_ptr<Channel> self);
   // Takes what the next write consists of: many small frames, or one large one.
   std::vector<Outgoing> take_next();

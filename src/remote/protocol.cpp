@@ -1,6 +1,7 @@
 #include "remote/protocol.h"
 
 #include <fmt/format.h>
+#include <google/protobuf/stubs/logging.h>
 
 #include <array>
 
@@ -45,6 +46,8 @@ std::string_view message_name(uint16_t type) {
   const MessageInfo* info = find_message(type);
   return info != nullptr ? info->name : "unknown message";
 }
+
+void silence_protobuf() { google::protobuf::SetLogHandler(nullptr); }
 
 std::string describe_version(uint32_t major, uint32_t minor, std::string_view software) {
   return fmt::format("protocol {}.{} (caravan {})", major, minor, software);

@@ -62,6 +62,10 @@ inline constexpr uint64_t kMaxMetadataBytes = 1 << 20;
 inline constexpr uint64_t kMaxManifestBytes = 64 << 20;
 inline constexpr uint64_t kMaxForwardBytes = uint64_t{1} << 30;
 
+// Keeps libprotobuf from writing to stderr what peers send: a message that does not parse is reported by whoever reads
+// it. Process-wide; called by both ends of the protocol before they read.
+void silence_protobuf();
+
 // Parses a message header. Throws ProtocolError naming the message.
 template <typename Message>
 Message parse_header(const net::Frame& frame) {

@@ -79,6 +79,21 @@ TEST(TcpConnection, ReadExactlyNamesWhatWasCutShort) {
   }
 }
 
+TEST(TcpConnection, EveryWriteToAPeerThatAbortedFails) {
+  IoThreads io(2);
+  LoopbackPair pair(io);
+  // More than fits in the socket's buffers, so that the write waits when the reset comes.
+  const std::string flood(64 << 20, 'x');
+  auto writing = asio::co_spawn(pair.client->executor(), pair.client->write_text(flood), asio::use_future);
+  asio::post(pair.server->executor(), [&] { pair.server->abort(); });
+  EXPECT_THROW(writing.get(), ConnectionError);
+  for (int i = 0; i < 3; ++i) {
+    auto again = asio::co_spawn(pair.client->executor(), pair.client->write_text("again"), asio::use_future);
+    ASSERT_EQ(again.wait_for(seconds(5)), std::future_status::ready) << "the write waits for a dead socket";
+    EXPECT_THROW(again.get(), ConnectionError);
+  }
+}
+
 TEST(Deadline, ClosesTheConnectionWhenTheTimeIsOver) {
   IoThreads io(1);
   LoopbackPair pair(io);
