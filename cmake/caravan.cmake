@@ -7,8 +7,9 @@ find_package(Threads REQUIRED)
 add_library(caravan_options INTERFACE)
 target_include_directories(caravan_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
 target_compile_options(caravan_options INTERFACE -Wall -Wextra -Wpedantic -Wnon-virtual-dtor -Woverloaded-virtual -Wno-psabi
-                                                 # g++ 12 warns about std::string concatenation without cause (GCC bug 105651)
-                                                 $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>
+                                                 # g++ 12 warns without cause: about std::string concatenation (GCC bug
+                                                 # 105651) and about Asio's allocation of coroutine frames
+                                                 $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict;-Wno-mismatched-new-delete>
                                                  # std::fma must stay an explicit choice: results have to be the same everywhere
                                                  -ffp-contract=off -fno-math-errno)
 if(CARAVAN_WERROR)
