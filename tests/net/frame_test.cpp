@@ -54,7 +54,12 @@ std::vector<Frame> transmit(const std::vector<std::byte>& bytes, const Faults& f
   } catch (...) {
     failure = std::current_exception();
   }
-  asio::post(executor, [&] { reader->close(); });
+  // Waited for: the connection must not go before it is closed.
+  const auto close = [](Connection& connection) -> awaitable<void> {
+    connection.close();
+    co_return;
+  };
+  run_blocking(executor, close(*reader));
   try {
     written.get();
   } catch (const ConnectionError&) {
