@@ -16,9 +16,9 @@ done
 if [ ! -d "$CROSS_SYSROOT" ]; then
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$CROSS_SYSROOT"
+  mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$CROSS_SYSROOT.new"
   : >"$work/status"
-  mirror=$(grep -hm1 -oP '^URIs: \K\S+|^deb (\[[^]]*\] )?\K\S+' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -n 1)
+  mirror=$(grep -hm1 -oP '^URIs: \K\S+|^deb (\[[^]]*\] )?\K\S+' /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null | head -n 1 || true)
   # shellcheck source=/dev/null
   suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$work/sources.list"
@@ -28,10 +28,11 @@ if [ ! -d "$CROSS_SYSROOT" ]; then
   apt-get "${options[@]}" -qq update
   apt-get "${options[@]}" -qq -y --no-install-recommends --download-only install libc6-dev libstdc++-12-dev libboost1.81-dev \
     libssl-dev libprotobuf-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libpcre2-dev libutf8proc-dev libgtest-dev libgmock-dev >/dev/null
-  for package in "$work"/cache/archives/*.deb; do dpkg-deb -x "$package" "$CROSS_SYSROOT"; done
-  find "$CROSS_SYSROOT" -type l -lname '/*' | while read -r link; do
-    ln -sfn "$(realpath -m --relative-to="$(dirname "$link")" "$CROSS_SYSROOT$(readlink "$link")")" "$link"
+  for package in "$work"/cache/archives/*.deb; do dpkg-deb -x "$package" "$CROSS_SYSROOT.new"; done
+  find "$CROSS_SYSROOT.new" -type l -lname '/*' | while read -r link; do
+    ln -sfn "$(realpath -m --relative-to="$(dirname "$link")" "$CROSS_SYSROOT.new$(readlink "$link")")" "$link"
   done
+  mv "$CROSS_SYSROOT.new" "$CROSS_SYSROOT"
 fi
 
 export PKG_CONFIG_LIBDIR=$CROSS_SYSROOT/usr/lib/$CROSS_TRIPLE/pkgconfig PKG_CONFIG_SYSROOT_DIR=$CROSS_SYSROOT
