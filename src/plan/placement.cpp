@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/error.h"
@@ -107,7 +108,8 @@ std::optional<std::vector<PlacedStage>> split_by_shares(const SliceSizes& sizes,
   uint32_t next = begin;
   for (size_t i = 0; i < devices.size(); ++i) {
     before += shares[i];
-    const auto last = i + 1 == devices.size() ? end : begin + static_cast<uint32_t>((end - begin) * before / sum + 0.5);
+    const auto last =
+        i + 1 == devices.size() ? end : begin + static_cast<uint32_t>(std::lround((end - begin) * before / sum));
     if (last <= next) continue;
     PlacedStage stage{devices[i], {next, last, next == 0, last == n_layer}, sizes.need(next, last)};
     if (stage.need.total() > offers[devices[i]].memory_free) return std::nullopt;
