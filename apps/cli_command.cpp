@@ -205,8 +205,7 @@ int run_cli(int argc, char** argv) {
   if (!opened.hyperparameters().causal) throw RequestError("this model is an encoder: use `caravan embedding`");
   engine::validate(options.sampling, opened.hyperparameters().n_vocab);
   engine::Engine engine(opened.pipeline(), opened.vocabulary());
-  opened.pipeline().start();
-  if (!engine.wait_until_ready(std::chrono::seconds(10))) throw Error("no plan: " + engine.status().reason);
+  start(opened, engine);
   install_interrupt_handler();
 
   const auto special = options.special ? vocab::ParseSpecial::yes : vocab::ParseSpecial::no;

@@ -134,8 +134,7 @@ int run_embedding(int argc, char** argv) {
   OpenedModel opened(options.model);
   const engine::Pooling pooling = embedding_pooling(options.pooling, opened.hyperparameters());
   engine::Engine engine(opened.pipeline(), opened.vocabulary());
-  opened.pipeline().start();
-  if (!engine.wait_until_ready(std::chrono::seconds(10))) throw Error("no plan: " + engine.status().reason);
+  start(opened, engine);
 
   const std::vector<std::string> texts = split_texts(options.text, options.separator);
   std::vector<std::shared_ptr<engine::TokenStream>> streams;

@@ -298,6 +298,11 @@ OpenedModel::OpenedModel(const ModelOptions& options)
 
 OpenedModel::~OpenedModel() = default;
 
+void start(OpenedModel& opened, engine::Engine& engine) {
+  opened.pipeline().start();
+  if (!engine.wait_until_ready(std::chrono::seconds(10))) throw Error("no plan: " + engine.status().reason);
+}
+
 std::string file_type_name(const gguf::Metadata& metadata) {
   constexpr std::pair<uint32_t, const char*> kNames[] = {
       {0, "all F32"},       {1, "F16"},           {2, "Q4_0"},           {3, "Q4_1"},          {7, "Q8_0"},

@@ -9,6 +9,7 @@
 
 #include "cluster/cluster_pipeline.h"
 #include "device/cpu/cpu_device.h"
+#include "engine/engine.h"
 #include "engine/request.h"
 #include "engine/sampling_params.h"
 #include "gguf/reader.h"
@@ -64,6 +65,9 @@ class OpenedModel {
   std::unique_ptr<cluster::BackendConnector> connector_;
   std::unique_ptr<cluster::ClusterPipeline> pipeline_;
 };
+
+// Loads the model and waits until the engine has its plan. Throws what loading throws, or Error when the plan was lost.
+void start(OpenedModel& opened, engine::Engine& engine);
 
 // -t as given, or every usable processor.
 int thread_count(int n_threads);

@@ -2,20 +2,17 @@
 #include "server/api.h"
 #include "server/json.h"
 #include "server/params.h"
+#include "vocab/utf8.h"
 
 namespace caravan::server {
 namespace {
 
 // A piece as a string, or as its bytes where they are not valid UTF-8.
 Json piece_json(const std::string& piece) {
-  try {
-    Json(piece).dump();  // strict: throws for invalid UTF-8
-    return piece;
-  } catch (const nlohmann::json::exception&) {
-    Json bytes = Json::array();
-    for (const char c : piece) bytes.push_back(static_cast<uint8_t>(c));
-    return bytes;
-  }
+  if (vocab::is_valid_utf8(piece)) return piece;
+  Json bytes = Json::array();
+  for (const char c : piece) bytes.push_back(static_cast<uint8_t>(c));
+  return bytes;
 }
 
 Json tokenize(const Json& body, const vocab::Vocabulary& vocabulary) {
