@@ -81,6 +81,14 @@ struct BlockQ6K {
 };
 static_assert(sizeof(BlockQ6K) == 210);
 
+// 32 E2M1 floats and a power of two: value = 2^(e - 127) * q, in the order of Q4_0.
+struct BlockMxfp4 {
+  static constexpr int kLength = 32;
+  uint8_t e;
+  uint8_t qs[16];
+};
+static_assert(sizeof(BlockMxfp4) == 17);
+
 // The 6-bit scale and minimum of one sub-block of Q4_K (and Q5_K).
 struct ScaleMin {
   uint8_t scale, minimum;

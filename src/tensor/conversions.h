@@ -51,4 +51,8 @@ void dequantize_q6_k(const std::byte* blocks, float* values, int64_t n);
 // Weighted least squares over the scale per sub-block; see k_quants.cpp.
 void quantize_q6_k(const float* values, std::byte* blocks, int64_t n);
 
+void dequantize_mxfp4(const std::byte* blocks, float* values, int64_t n);
+// e = floor(log2(max|x|)) - 2 + 127; each value gets the nearest code, of two equally near the one nearer to zero.
+void quantize_mxfp4(const float* values, std::byte* blocks, int64_t n);
+
 }  // namespace caravan::tensor

@@ -45,7 +45,7 @@ constexpr DTypeInfo kTypes[] = {
     {DType::bf16, "BF16", 1, 2, dequantize_bf16, quantize_bf16},
     {DType::tq1_0, "TQ1_0", 256, 54, nullptr, nullptr},
     {DType::tq2_0, "TQ2_0", 256, 66, nullptr, nullptr},
-    {DType::mxfp4, "MXFP4", 32, 17, nullptr, nullptr},
+    {DType::mxfp4, "MXFP4", 32, 17, dequantize_mxfp4, quantize_mxfp4},
     {DType::nvfp4, "NVFP4", 64, 36, nullptr, nullptr},
     {DType::q1_0, "Q1_0", 128, 18, nullptr, nullptr},
     {DType::q2_0, "Q2_0", 64, 18, nullptr, nullptr},

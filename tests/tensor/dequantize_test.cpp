@@ -62,6 +62,11 @@ double value_of(DType type, const Bytes& block, int i) {
       return affine_k_value(block, i, true);
     case DType::q6_k:
       return q6_k_value(block, i);
+    case DType::mxfp4: {
+      const double magnitudes[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+      const int code = level_of_32(block, 1, i);
+      return std::ldexp(magnitudes[code & 7], block[0] - 127) * (code >= 8 ? -1 : 1);
+    }
     default:
       ADD_FAILURE() << "no definition for " << dtype_name(type);
       return 0;
@@ -73,7 +78,10 @@ Bytes random_block(const DTypeInfo& info, std::mt19937& random) {
   Bytes block(info.block_bytes);
   for (uint8_t& byte : block) byte = static_cast<uint8_t>(random());
   const auto set_half = [&](size_t offset) { block[offset + 1] = static_cast<uint8_t>(0x1c + random() % 0x20); };
-  set_half(info.type == DType::q6_k ? 208 : 0);
+  if (info.type == DType::mxfp4)
+    block[0] = static_cast<uint8_t>(117 + random() % 20);
+  else
+    set_half(info.type == DType::q6_k ? 208 : 0);
   if (info.type == DType::q4_1 || info.type == DType::q5_1 || info.type == DType::q4_k || info.type == DType::q5_k)
     set_half(2);
   return block;

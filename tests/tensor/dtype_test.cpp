@@ -61,8 +61,8 @@ TEST(DType, CountsBytesOfRows) {
 // The products and sums are rounded one by one, in the order of the kit's reference: equal bit for bit.
 TEST(Dequantize, MatchesTheKitForEverySupportedType) {
   CARAVAN_REQUIRE_KIT(kit);
-  for (const DType type :
-       {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_1, DType::q5_1, DType::q4_k, DType::q5_k, DType::q6_k}) {
+  for (const DType type : {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_1, DType::q5_1, DType::q4_k, DType::q5_k,
+                           DType::q6_k, DType::mxfp4}) {
     const DTypeInfo& info = dtype_info(type);
     ASSERT_TRUE(can_dequantize(type)) << info.name;
     const auto blocks = read_file(kit / "quant" / (kit_name(type) + ".blocks"));
@@ -78,7 +78,7 @@ TEST(Dequantize, MatchesTheKitForEverySupportedType) {
 TEST(Quantize, ReproducesTheKitsBlocksWhereTheAlgorithmIsFixed) {
   CARAVAN_REQUIRE_KIT(kit);
   const auto input = read_floats(kit / "quant" / "input.f32");
-  for (const DType type : {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_1, DType::q5_1}) {
+  for (const DType type : {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_1, DType::q5_1, DType::mxfp4}) {
     const DTypeInfo& info = dtype_info(type);
     const auto expected = read_file(kit / "quant" / (kit_name(type) + ".blocks"));
     std::vector<std::byte> found(row_bytes(type, kKitValues));
