@@ -167,6 +167,7 @@ std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
     }
     check_tokens(params.prompt, plan, "prompt");
     validate(params.sampling, plan.n_vocab);
+    if (params.grammar) throw RequestError("Field 'grammar': not supported", RequestError::Kind::not_supported);
     check_fits(plan, static_cast<uint32_t>(params.prompt.size()), false);
     const uint32_t seed = params.sampling.seed ? *params.sampling.seed : std::random_device{}();
     std::vector<int32_t> banned = vocabulary_.suppressed_tokens();

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "engine/grammar_spec.h"
 #include "engine/sampling_params.h"
 
 namespace caravan::engine {
@@ -23,6 +24,7 @@ struct GenerateParams {
   int32_t n_predict = -1;       // tokens at most; negative: until an end-of-generation token or the end of the context
   std::vector<std::string> stop;  // texts that end the answer and are not part of it
   SamplingParams sampling;
+  std::optional<GrammarSpec> grammar;  // the form of the answer; unset: any text
 };
 
 // Which rows of the last hidden state are wanted, and how they become one vector.
