@@ -51,6 +51,7 @@ OptionParser make_parser(ServerCommandOptions& o) {
   parser.add(
       {{"--api-key"}, "KEY,...", "keys of which a client must send one", {"LLAMA_API_KEY"}, into_list(o.api.api_keys)});
   parser.add({{"--api-prefix"}, "PATH", "put before every path", {"LLAMA_ARG_API_PREFIX"}, into(o.api_prefix)});
+  parser.add({{"--no-ui", "--no-webui"}, "", "no chat page at /", {}, into(o.api.web_page, false)});
   parser.add({{"--cors-origins"},
               "ORIGINS",
               "origins that browsers may call from, * for all (*)",
@@ -100,7 +101,6 @@ OptionParser make_parser(ServerCommandOptions& o) {
   parser.accepted({"--metrics"}, "", "/metrics is always there");
   parser.accepted({"-cb", "--cont-batching"}, "", "requests are always batched together");
   parser.accepted({"--no-slots"}, "", "/slots is not supported");
-  parser.accepted({"--no-ui", "--no-webui"}, "", "there is no web page");
   parser.accepted({"--jinja"}, "", "chat templates are not rendered by this version");
   parser.accepted({"--no-jinja"}, "", "chat templates are not rendered by this version");
   parser.unsupported(

@@ -36,6 +36,7 @@ struct ApiSettings {
   engine::SamplingParams sampling;    // defaults of requests
   int32_t n_predict = -1;             // default and upper limit of requests; negative: none
   bool embeddings_only = false;       // --embeddings: generation answers 501
+  bool web_page = true;               // --no-ui: no chat page at /
 };
 
 // References that the handlers use; all outlive the HTTP server.
@@ -62,5 +63,11 @@ void add_completion_routes(http::Router& router, const Api& api, const std::stri
 void add_embedding_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_tokenizer_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_introspection_routes(http::Router& router, const Api& api, const std::string& prefix);
+
+// The chat page: the files of web/ under prefix, index.html also at prefix + "/".
+void add_web_routes(http::Router& router, const std::string& prefix);
+// "/" and the paths of these files, without a prefix: they are served while the model loads and to clients without a
+// key.
+std::vector<std::string> web_paths();
 
 }  // namespace caravan::server

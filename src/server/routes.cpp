@@ -2,6 +2,7 @@
 #include <openssl/crypto.h>
 
 #include <algorithm>
+#include <set>
 
 #include "base/log.h"
 #include "server/api.h"
@@ -65,6 +66,7 @@ void add_routes(http::Router& router, const Api& api, const std::string& prefix)
   add_embedding_routes(router, api, prefix);
   add_tokenizer_routes(router, api, prefix);
   add_introspection_routes(router, api, prefix);
+  if (api.settings.web_page) add_web_routes(router, prefix);
 }
 
 std::function<std::optional<http::Response>(const http::Request&)> make_guard(const Api& api,
@@ -72,8 +74,11 @@ std::function<std::optional<http::Response>(const http::Request&)> make_guard(co
   const auto is_one_of = [prefix](const std::string& path, std::initializer_list<const char*> paths) {
     return std::any_of(paths.begin(), paths.end(), [&](const char* p) { return path == prefix + p; });
   };
-  return [&api, is_one_of](const http::Request& request) -> std::optional<http::Response> {
-    if (is_one_of(request.path, {"/health", "/v1/health", "/livez"})) return std::nullopt;
+  std::set<std::string> web;
+  if (api.settings.web_page)
+    for (const std::string& path : web_paths()) web.insert(prefix + path);
+  return [&api, is_one_of, web = std::move(web)](const http::Request& request) -> std::optional<http::Response> {
+    if (is_one_of(request.path, {"/health", "/v1/health", "/livez"}) || web.contains(request.path)) return std::nullopt;
     if (api.engine.status().state == engine::EngineStatus::State::loading)
       return response_of(error_body(503, "unavailable_error", "Loading model"));
     if (api.settings.api_keys.empty() || is_one_of(request.path, {"/models", "/v1/models"})) return std::nullopt;

@@ -46,6 +46,18 @@ TEST_F(ApiLoading, AnswersThatTheModelLoadsBeforeAnythingElse) {
   EXPECT_EQ(get("/livez").status, 200);
 }
 
+TEST_F(ApiLoading, ServesTheChatPageToEveryoneMeanwhile) {
+  api_.settings.api_keys = {"secret"};
+  const test::Reply page = get("/");
+  EXPECT_EQ(page.status, 200);
+  EXPECT_EQ(page.content_type, "text/html; charset=utf-8");
+  EXPECT_EQ(page.text.rfind("<!doctype html>", 0), 0u);
+  for (const char* file : {"app.js", "style.css", "markdown.js", "icon.svg", "index.html"}) {
+    EXPECT_EQ(get("/" + std::string(file)).status, 200) << file;
+    EXPECT_EQ(get("/" + std::string(file)).content_type.find("json"), std::string::npos) << file;
+  }
+}
+
 TEST_F(ApiReady, IsHealthyAndAlive) {
   EXPECT_EQ(get("/health").text, R"({"status":"ok"})");
   EXPECT_EQ(get("/v1/health").text, R"({"status":"ok"})");
