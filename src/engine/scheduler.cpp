@@ -241,7 +241,6 @@ void Scheduler::reserve(std::vector<Chunk>& chunks) {
       chunk->n_rows = 0;
       continue;
     }
-    drop_left_windows(sequence);
     while (rows_that_fit(sequence) == 0) {
       Sequence* victim = newest_after(sequence.id);
       if (!victim) break;
@@ -301,6 +300,10 @@ void Scheduler::add_rows(ScheduledBatch& scheduled, const Chunk& chunk) {
 }
 
 std::optional<ScheduledBatch> Scheduler::next_batch(bool nothing_in_flight) {
+  // Also of those without rows in this batch: what left their windows is for the others.
+  for (auto& [id, sequence] : sequences_) {
+    if (sequence->slot) drop_left_windows(*sequence);
+  }
   admit();
   std::vector<Chunk> chunks = choose();
   const bool wanted = !chunks.empty();

@@ -183,9 +183,9 @@ std::vector<uint32_t> blocks_for_context(const PlacementRequest& request, uint32
     } else if (*group.window == 0) {
       n_blocks.push_back(full);
     } else {
-      // A window, the chunk being prefilled, and a partly used block at either end, for each sequence.
-      const uint64_t per_slot = blocks(uint64_t{*group.window} + request.cache.max_rows) + 2;
-      n_blocks.push_back(static_cast<uint32_t>(std::min<uint64_t>(full, per_slot * request.cache.max_slots)));
+      // For each sequence its window and a partly used block at either end; for all of them the rows of one batch.
+      const uint64_t windows = (uint64_t{blocks(*group.window)} + 2) * request.cache.max_slots;
+      n_blocks.push_back(static_cast<uint32_t>(std::min<uint64_t>(full, windows + blocks(request.cache.max_rows))));
     }
   }
   return n_blocks;

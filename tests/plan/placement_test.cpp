@@ -131,7 +131,7 @@ TEST(Placement, BoundsTheBlocksOfWindows) {
   request.groups = {{{0}, 0u}, {{1}, 512u}, {{}, std::nullopt}};
   request.cache.max_rows = 256;
   const auto blocks = blocks_for_context(request, 32768);
-  EXPECT_EQ(blocks, (std::vector<uint32_t>{1024 + 4, (768 / 32 + 2) * 4, 0}));
+  EXPECT_EQ(blocks, (std::vector<uint32_t>{1024 + 4, (512 / 32 + 2) * 4 + 256 / 32, 0}));
 }
 
 TEST(Placement, NeverOverfillsRandomClusters) {

@@ -144,7 +144,7 @@ gguf::Metadata tiny_metadata(const TinyModelOptions& options) {
     set("pooling_type", 1u);
   }
   if (is_gemma) {
-    set("attention.sliding_window", 8u);
+    set("attention.sliding_window", options.window);
     set("rope.freq_base", 1e6f);
     set("rope.scaling.type", "linear");
     set("rope.scaling.factor", 8.0f);

@@ -17,7 +17,8 @@ struct TinyModelOptions {
   uint64_t seed = 1;
   // Type of the matrices; norms and biases are f32. Row lengths are multiples of 32, not of 256.
   tensor::DType matrix_type = tensor::DType::f32;
-  uint32_t n_layer = 3;  // gemma3: the sixth layer has full attention, the others a window of 8 tokens
+  uint32_t n_layer = 3;  // gemma3: the sixth layer has full attention, the others a window
+  uint32_t window = 8;   // tokens that a layer with a sliding window sees
   bool tied_output = false;
   bool biases = false;         // llama: biases of attention and (dense) feed-forward
   bool scales = false;         // llama: .scale tensors of attention and (dense) feed-forward
