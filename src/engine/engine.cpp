@@ -177,9 +177,9 @@ std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
     }
     auto sequence = std::make_unique<Sequence>();
     sequence->tokens = std::move(params.prompt);
-    sequence->generation.emplace(Generation{params.n_predict,
-                                            Sampler(std::move(params.sampling), seed, banned, plan.n_vocab),
-                                            AnswerText(vocabulary_, std::move(params.stop))});
+    sequence->generation.emplace(
+        Generation{params.n_predict, Sampler(std::move(params.sampling), seed, banned, plan.n_vocab, &vocabulary_),
+                   AnswerText(vocabulary_, std::move(params.stop))});
     auto stream = accept(std::move(sequence), seed);
     lock.unlock();
     pipeline_.wake();

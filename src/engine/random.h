@@ -14,11 +14,15 @@ constexpr uint64_t mix64(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+// Who draws: every purpose has numbers of its own at each position.
+enum class RandomStream : uint64_t { token = 0, xtc = 1 };
+
 // A uniform number in [0, 1) with 53 random bits.
-constexpr double uniform(uint32_t seed, uint64_t position) {
+constexpr double uniform(uint32_t seed, uint64_t position, RandomStream stream = RandomStream::token) {
   constexpr uint64_t kGolden = 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio, odd
-  const uint64_t stream = mix64((uint64_t{seed} + 1) * kGolden);
-  return static_cast<double>(mix64(stream + (position + 1) * kGolden) >> 11) * 0x1p-53;
+  // seed + 1 has at most 33 bits, so that every pair of seed and stream starts elsewhere.
+  const uint64_t start = mix64(((static_cast<uint64_t>(stream) << 33) + seed + 1) * kGolden);
+  return static_cast<double>(mix64(start + (position + 1) * kGolden) >> 11) * 0x1p-53;
 }
 
 }  // namespace caravan::engine

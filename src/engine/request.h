@@ -38,13 +38,15 @@ struct EmbedParams {
 
 struct TokenLogprob {
   int32_t id = 0;
-  float logprob = 0;  // natural logarithm, of the softmax over all raw logits
+  float logprob = 0;  // natural logarithm
 };
 
-// The probabilities at one step, before biases, penalties and samplers.
+// The probabilities at one step: of the softmax over all raw logits, before biases, penalties and samplers; or
+// (post_sampling) of the distribution that the token was drawn from.
 struct StepProbabilities {
   TokenLogprob chosen;
   std::vector<TokenLogprob> top;  // the n_probs most likely, most likely first (ties: lowest id first)
+  bool post_sampling = false;     // then no entry of top is impossible, and there may be fewer than n_probs
 };
 
 // A piece of the answer. text is whole UTF-8 characters and holds nothing that could be the start of a stop string.

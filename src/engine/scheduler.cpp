@@ -252,7 +252,7 @@ void Scheduler::reserve(std::vector<Chunk>& chunks) {
   std::erase_if(chunks, [](const Chunk& chunk) { return chunk.n_rows == 0; });
 }
 
-void Scheduler::add_outputs(ScheduledBatch& scheduled, BatchPart& part, const Sequence& sequence, uint32_t first_row) {
+void Scheduler::add_outputs(ScheduledBatch& scheduled, BatchPart& part, Sequence& sequence, uint32_t first_row) {
   std::vector<stage::OutputRequest>& outputs = scheduled.batch.outputs;
   part.first_output = static_cast<uint32_t>(outputs.size());
   if (sequence.embedding) {

@@ -91,7 +91,7 @@ class Scheduler {
   void preempt(Sequence& sequence);
   void release(Sequence& sequence);
   void add_rows(ScheduledBatch& scheduled, const Chunk& chunk);
-  void add_outputs(ScheduledBatch& scheduled, BatchPart& part, const Sequence& sequence, uint32_t first_row);
+  void add_outputs(ScheduledBatch& scheduled, BatchPart& part, Sequence& sequence, uint32_t first_row);
 
   const uint32_t n_parallel_;
   const uint32_t max_in_flight_;

@@ -60,8 +60,8 @@ std::vector<int32_t> expected_tokens(const PlanSummary& plan, const GeneratePara
                                      const vocab::Vocabulary& vocabulary) {
   const ToyModel model(plan.groups, plan.n_vocab, plan.n_embd);
   const auto& eog = vocabulary.end_of_generation_tokens();
-  const Sampler sampler(params.sampling, params.sampling.seed.value_or(0),
-                        params.sampling.ignore_eos ? eog : std::vector<int32_t>{}, plan.n_vocab);
+  Sampler sampler(params.sampling, params.sampling.seed.value_or(0),
+                  params.sampling.ignore_eos ? eog : std::vector<int32_t>{}, plan.n_vocab, &vocabulary);
   std::vector<int32_t> tokens = params.prompt;
   std::vector<int32_t> answer;
   while (tokens.size() < effective_context(plan) &&
@@ -99,6 +99,13 @@ GenerateParams random_request(std::mt19937& random) {
   sampling.frequency_penalty = random() % 2 ? 0.5f : 0.0f;
   sampling.ignore_eos = random() % 2 == 0;
   sampling.seed = random();
+  sampling.dry_multiplier = random() % 3 == 0 ? 0.8f : 0.0f;
+  sampling.xtc_probability = random() % 3 == 0 ? 0.5f : 0.0f;
+  sampling.mirostat = random() % 3 == 0 ? 2 : 0;
+  if (random() % 3 == 0) {
+    sampling.samplers.emplace_back("adaptive_p");
+    sampling.adaptive_target = 0.3f;
+  }
   return params;
 }
 
