@@ -101,7 +101,7 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
       connector_(connector),
       options_(std::move(options)),
       arch_(models::find_arch(model.metadata())),
-      hyperparameter_metadata_(models::hyperparameter_metadata(model.metadata())),
+      hyperparameter_metadata_(models::hyperparameter_metadata(model.metadata(), options_.n_ctx)),
       hp_(arch_.read(hyperparameter_metadata_)),
       session_(random_session()) {
   CARAVAN_ASSERT(connector_ != nullptr || options_.backends.empty(), "backends need a connector");

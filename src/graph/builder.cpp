@@ -153,6 +153,19 @@ ValueId Builder::gelu_erf(ValueId x) { return node(Op::gelu_erf, {x}); }
 ValueId Builder::relu(ValueId x) { return node(Op::relu, {x}); }
 ValueId Builder::tanh(ValueId x) { return node(Op::tanh, {x}); }
 ValueId Builder::sigmoid(ValueId x) { return node(Op::sigmoid, {x}); }
+ValueId Builder::activate(ValueId x, Activation activation) {
+  switch (activation) {
+    case Activation::silu:
+      return silu(x);
+    case Activation::gelu:
+      return gelu(x);
+    case Activation::gelu_erf:
+      return gelu_erf(x);
+    case Activation::relu:
+      return relu(x);
+  }
+  return kNoValue;
+}
 ValueId Builder::rms_norm(ValueId x, ValueId weight, float eps) {
   return node(Op::rms_norm, operands({x, weight}), NormParams{eps});
 }

@@ -95,6 +95,7 @@ class Builder {
   ValueId relu(ValueId x);
   ValueId tanh(ValueId x);
   ValueId sigmoid(ValueId x);
+  ValueId activate(ValueId x, Activation activation);  // the one of silu(), gelu(), gelu_erf(), relu()
 
   // --- Per row, over dimension 0.
   // weight [ne0] may be kNoValue.

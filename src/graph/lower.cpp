@@ -7,20 +7,6 @@
 namespace caravan::graph {
 namespace {
 
-ValueId lower_activation(Builder& b, Activation activation, ValueId x) {
-  switch (activation) {
-    case Activation::silu:
-      return b.silu(x);
-    case Activation::gelu:
-      return b.gelu(x);
-    case Activation::gelu_erf:
-      return b.gelu_erf(x);
-    case Activation::relu:
-      return b.relu(x);
-  }
-  return x;
-}
-
 // Scores, masked softmax and the weighted sum of values.
 //   q [dk, n_head, rows], k [dk, n_head_kv, n], v [dv, n_head_kv, n], mask [n, rows] -> [dv * n_head, rows]
 ValueId lower_scores(Builder& b, ValueId q, ValueId k, ValueId v, ValueId mask, ValueId sinks,
@@ -72,7 +58,7 @@ ValueId lower_moe(Builder& b, std::span<const ValueId> in, const MoeParams& p) {
   const ValueId rows = b.reshape(b.cont(x), {n_embd, 1, kRows});
   const ValueId gate = b.mul_mat_id(in[2], rows, chosen);  // [n_ff, n_used, rows]
   const ValueId up = b.mul_mat_id(in[3], rows, chosen);
-  ValueId results = b.mul_mat_id(in[4], b.mul(lower_activation(b, p.activation, gate), up), chosen);
+  ValueId results = b.mul_mat_id(in[4], b.mul(b.activate(gate, p.activation), up), chosen);
   results = b.mul(results, b.reshape(weights, {1, n_used, kRows}));  // [n_embd, n_used, rows]
   ValueId sum = kNoValue;
   for (int64_t rank = 0; rank < n_used; ++rank) {
@@ -94,7 +80,7 @@ ValueId lower_node(Builder& b, const Node& node, const std::vector<ValueId>& in)
       }
       break;
     case Op::gated:
-      return b.mul(lower_activation(b, std::get<GatedParams>(node.params).activation, in[0]), in[1]);
+      return b.mul(b.activate(in[0], std::get<GatedParams>(node.params).activation), in[1]);
     case Op::paged_attention:
       return lower_paged_attention(b, in, std::get<AttentionParams>(node.params));
     case Op::encoder_attention: {

@@ -197,6 +197,8 @@ Type infer_rope(Inputs in, const Params& params) {
     fail(fmt::format("n_rot must be even and within 2..{} (the head size), found {}", in[0].ne[0], p.n_rot));
   require(p.freq_base > 0 && p.freq_scale > 0, "freq_base and freq_scale must be positive");
   require(p.ext_factor == 0 || p.n_ctx_orig > 0, "YaRN needs the original context length");
+  require(p.temperature_scale == 0 || (p.temperature_length > 0 && p.n_rot == in[0].ne[0]),
+          "attention temperature needs a length, and heads that are rotated as a whole");
   if (in.size() > 2) {
     require_f32(in[2], "frequency factors");
     require_ne(in[2], {p.n_rot / 2, 1, 1, 1}, "frequency factors");

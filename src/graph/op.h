@@ -135,7 +135,9 @@ enum class RopePairing { adjacent, halves };
 
 // Rotary position embedding with ggml's conventions: theta_i = position * freq_base^(-2i/n_rot) / freq_factor_i,
 // multiplied by freq_scale; with ext_factor != 0 interpolated per YaRN (arXiv:2309.00071), and cos/sin multiplied by
-// attn_factor (YaRN: times 1 + 0.1 ln(1 / freq_scale)). Elements past n_rot stay as they are.
+// attn_factor (YaRN: times 1 + 0.1 ln(1 / freq_scale)). With temperature_scale != 0 the result is also multiplied by
+// 1 + temperature_scale * ln(1 + floor(position / temperature_length)): what Llama 4 does to queries. Elements past
+// n_rot stay as they are.
 struct RopeParams {
   int n_rot = 0;  // even, at most the head size
   RopePairing pairing = RopePairing::adjacent;
@@ -146,6 +148,8 @@ struct RopeParams {
   float beta_fast = 32;
   float beta_slow = 1;
   int n_ctx_orig = 0;  // context length of the original training; only read when ext_factor != 0
+  float temperature_scale = 0;
+  int temperature_length = 0;  // positive when temperature_scale != 0, and n_rot is the head size then
   bool operator==(const RopeParams&) const = default;
 };
 

@@ -33,6 +33,7 @@ void check_shape(const TensorDecl& decl, const graph::TensorDesc& found) {
 
 // The tensor of the file that serves a declaration: itself, its fallback, or none (optional).
 std::optional<std::string> resolve(const TensorDecl& decl, const graph::TensorMap& file) {
+  if (decl.presence == TensorDecl::Presence::unused) return std::nullopt;
   if (const auto found = file.find(decl.name); found != file.end()) {
     check_shape(decl, found->second);
     return decl.name;

@@ -32,7 +32,8 @@ inline Slice whole_model(const Hyperparameters& hp) { return {0, hp.n_layer, tru
 struct TensorDecl {
   // Which slices hold it: those that embed, that give outputs, that contain its layer, or every one.
   enum class Scope { embedding, output, layer, every };
-  enum class Presence { required, optional };
+  // Tensors that are unused may be in a file, and no slice holds them.
+  enum class Presence { required, optional, unused };
 
   std::string name;
   tensor::Shape ne{1, 1, 1, 1};
@@ -40,7 +41,7 @@ struct TensorDecl {
   Scope scope = Scope::layer;
   uint32_t layer = 0;  // Scope::layer only
   Presence presence = Presence::required;
-  // Read in place of this tensor when the file lacks it (tied output matrix); empty: none.
+  // Read in place of this tensor when the file lacks it (tied output matrix, fused attn_qkv); empty: none.
   std::string fallback;
   std::optional<int> expert_axis;  // dimension that counts experts
   std::optional<int> shard_axis;   // dimension along which tensor parallelism cuts

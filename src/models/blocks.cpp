@@ -10,7 +10,18 @@ using graph::kRows;
 int64_t q_width(const Hyperparameters& hp, uint32_t layer) { return int64_t{hp.head_dim_k} * hp.n_head[layer]; }
 int64_t k_width(const Hyperparameters& hp, uint32_t layer) { return int64_t{hp.head_dim_k} * hp.n_head_kv[layer]; }
 int64_t v_width(const Hyperparameters& hp, uint32_t layer) { return int64_t{hp.head_dim_v} * hp.n_head_kv[layer]; }
+int64_t qkv_width(const Hyperparameters& hp, uint32_t layer) {
+  return q_width(hp, layer) + k_width(hp, layer) + v_width(hp, layer);
+}
 int64_t attention_width(const Hyperparameters& hp, uint32_t layer) { return int64_t{hp.head_dim_v} * hp.n_head[layer]; }
+
+TensorDecl::Presence scale_presence(const Hyperparameters& hp) {
+  return hp.form.feed_forward_scales == FeedForwardScales::applied ? TensorDecl::Presence::optional
+                                                                   : TensorDecl::Presence::unused;
+}
+ScaleOrder ffn_scale_order(const Hyperparameters& hp) {
+  return hp.form.feed_forward_scales == FeedForwardScales::applied ? ScaleOrder::after_bias : ScaleOrder::ignored;
+}
 
 // The per-expert factors of <name>.scale for the chosen experts: [1, n_used, rows].
 ValueId expert_scales(graph::Builder& b, const std::string& name, int64_t n_expert, ValueId logits, ValueId chosen) {
@@ -83,13 +94,14 @@ TensorDecl& Declarations::embedding(std::string_view name, const graph::DimList&
   return add(name, ne, graph::WeightRole::embedding);
 }
 
-void Declarations::linear(std::string_view name, int64_t n_in, int64_t n_out, int shard_axis) {
+void Declarations::linear(std::string_view name, int64_t n_in, int64_t n_out, int shard_axis,
+                          TensorDecl::Presence scale) {
   const std::string base(name);
   matrix(base + ".weight", {n_in, n_out}, shard_axis);
   // The bias of a product cut along its outputs is cut with it; cut along inputs, it is added once.
   TensorDecl& bias = vector(base + ".bias", {n_out}, TensorDecl::Presence::optional);
   if (shard_axis == 1) bias.shard_axis = 0;
-  vector(base + ".scale", {1}, TensorDecl::Presence::optional);
+  vector(base + ".scale", {1}, scale);
 }
 
 void Declarations::experts(std::string_view name, int64_t n_in, int64_t n_out, int64_t n_expert, int shard_axis) {
@@ -98,17 +110,42 @@ void Declarations::experts(std::string_view name, int64_t n_in, int64_t n_out, i
   vector(base + ".scale", {n_expert}, TensorDecl::Presence::optional).expert_axis = 0;
 }
 
+void Declarations::norm(std::string_view name, int64_t n, NormKind kind) {
+  const std::string base(name);
+  vector(base + ".weight", {n});
+  if (kind == NormKind::layer) vector(base + ".bias", {n}, TensorDecl::Presence::optional);
+}
+
 void Declarations::attention(const Hyperparameters& hp) {
-  linear("attn_q", hp.n_embd, q_width(hp, layer_), 1);
-  linear("attn_k", hp.n_embd, k_width(hp, layer_), 1);
-  linear("attn_v", hp.n_embd, v_width(hp, layer_), 1);
+  // Cutting its outputs would cut q, k and v at different heads: no shard axis.
+  matrix("attn_qkv.weight", {hp.n_embd, qkv_width(hp, layer_)}).presence = TensorDecl::Presence::optional;
+  vector("attn_qkv.bias", {qkv_width(hp, layer_)}, TensorDecl::Presence::optional);
+  vector("attn_qkv.scale", {1}, TensorDecl::Presence::optional);
+  const auto part = [&](std::string_view name, int64_t width) {
+    const size_t weight = decls_.size();
+    linear(name, hp.n_embd, width, 1);
+    decls_[weight].fallback = prefix_ + "attn_qkv.weight";
+  };
+  part("attn_q", q_width(hp, layer_));
+  part("attn_k", k_width(hp, layer_));
+  part("attn_v", v_width(hp, layer_));
   linear("attn_output", attention_width(hp, layer_), hp.n_embd, 0);
 }
 
 void Declarations::gated_ffn(const Hyperparameters& hp) {
-  linear("ffn_gate", hp.n_embd, hp.n_ff[layer_], 1);
-  linear("ffn_up", hp.n_embd, hp.n_ff[layer_], 1);
-  linear("ffn_down", hp.n_ff[layer_], hp.n_embd, 0);
+  linear("ffn_gate", hp.n_embd, hp.n_ff[layer_], 1, scale_presence(hp));
+  linear("ffn_up", hp.n_embd, hp.n_ff[layer_], 1, scale_presence(hp));
+  linear("ffn_down", hp.n_ff[layer_], hp.n_embd, 0, scale_presence(hp));
+}
+
+void Declarations::fused_gated_ffn(const Hyperparameters& hp) {
+  linear("ffn_up", hp.n_embd, int64_t{2} * hp.n_ff[layer_], 1, scale_presence(hp));
+  linear("ffn_down", hp.n_ff[layer_], hp.n_embd, 0, scale_presence(hp));
+}
+
+void Declarations::plain_ffn(const Hyperparameters& hp) {
+  linear("ffn_up", hp.n_embd, hp.n_ff[layer_], 1, scale_presence(hp));
+  linear("ffn_down", hp.n_ff[layer_], hp.n_embd, 0, scale_presence(hp));
 }
 
 void Declarations::moe(const Hyperparameters& hp) {
@@ -135,14 +172,22 @@ ValueId rms_norm(graph::Builder& b, const Hyperparameters& hp, const std::string
 
 ValueId layer_norm(graph::Builder& b, const Hyperparameters& hp, const std::string& name, ValueId x) {
   const int64_t n = b.type(x).ne[0];
-  return b.layer_norm(x, b.vector(name + ".weight", {n}), b.vector(name + ".bias", {n}), hp.norm_eps);
+  return b.layer_norm(x, b.vector(name + ".weight", {n}), b.optional_vector(name + ".bias", {n}), hp.norm_eps);
 }
 
 Qkv project_qkv(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x) {
   const std::string prefix = layer_prefix(layer);
-  const ValueId q = linear(b, prefix + "attn_q", hp.n_embd, q_width(hp, layer), x);
-  const ValueId k = linear(b, prefix + "attn_k", hp.n_embd, k_width(hp, layer), x);
-  const ValueId v = linear(b, prefix + "attn_v", hp.n_embd, v_width(hp, layer), x);
+  ValueId q, k, v;
+  if (b.has(prefix + "attn_qkv.weight")) {
+    const ValueId all = linear(b, prefix + "attn_qkv", hp.n_embd, qkv_width(hp, layer), x);
+    q = b.cont(b.slice(all, 0, 0, q_width(hp, layer)));
+    k = b.cont(b.slice(all, 0, q_width(hp, layer), k_width(hp, layer)));
+    v = b.cont(b.slice(all, 0, q_width(hp, layer) + k_width(hp, layer), v_width(hp, layer)));
+  } else {
+    q = linear(b, prefix + "attn_q", hp.n_embd, q_width(hp, layer), x);
+    k = linear(b, prefix + "attn_k", hp.n_embd, k_width(hp, layer), x);
+    v = linear(b, prefix + "attn_v", hp.n_embd, v_width(hp, layer), x);
+  }
   return {b.reshape(q, {hp.head_dim_k, hp.n_head[layer], kRows}),
           b.reshape(k, {hp.head_dim_k, hp.n_head_kv[layer], kRows}),
           b.reshape(v, {hp.head_dim_v, hp.n_head_kv[layer], kRows})};
@@ -162,6 +207,7 @@ CachePlace cache_place(const std::vector<CacheGroup>& groups, const Slice& slice
 ValueId cached_attention(graph::Builder& b, const Hyperparameters& hp, const Qkv& qkv, const CachePlace& place) {
   graph::AttentionParams params;
   params.scale = hp.attention_scale;
+  params.softcap = hp.attention_softcap;
   params.group = place.group;
   params.layer = place.layer;
   return b.paged_attention(qkv.q, qkv.k, qkv.v, params);
@@ -174,10 +220,25 @@ ValueId attention_output(graph::Builder& b, const Hyperparameters& hp, uint32_t 
 ValueId gated_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
                   graph::Activation activation) {
   const std::string prefix = layer_prefix(layer);
-  const ValueId gate = linear(b, prefix + "ffn_gate", hp.n_embd, hp.n_ff[layer], x, ScaleOrder::after_bias);
-  const ValueId up = linear(b, prefix + "ffn_up", hp.n_embd, hp.n_ff[layer], x, ScaleOrder::after_bias);
-  return linear(b, prefix + "ffn_down", hp.n_ff[layer], hp.n_embd, b.gated(gate, up, activation),
-                ScaleOrder::after_bias);
+  const ValueId gate = linear(b, prefix + "ffn_gate", hp.n_embd, hp.n_ff[layer], x, ffn_scale_order(hp));
+  const ValueId up = linear(b, prefix + "ffn_up", hp.n_embd, hp.n_ff[layer], x, ffn_scale_order(hp));
+  return linear(b, prefix + "ffn_down", hp.n_ff[layer], hp.n_embd, b.gated(gate, up, activation), ffn_scale_order(hp));
+}
+
+ValueId fused_gated_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
+                        graph::Activation activation) {
+  const std::string prefix = layer_prefix(layer);
+  const int64_t n_ff = hp.n_ff[layer];
+  const ValueId both = linear(b, prefix + "ffn_up", hp.n_embd, 2 * n_ff, x, ffn_scale_order(hp));
+  const ValueId y = b.gated(b.slice(both, 0, 0, n_ff), b.slice(both, 0, n_ff, n_ff), activation);
+  return linear(b, prefix + "ffn_down", n_ff, hp.n_embd, y, ffn_scale_order(hp));
+}
+
+ValueId plain_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
+                  graph::Activation activation) {
+  const std::string prefix = layer_prefix(layer);
+  const ValueId up = linear(b, prefix + "ffn_up", hp.n_embd, hp.n_ff[layer], x, ffn_scale_order(hp));
+  return linear(b, prefix + "ffn_down", hp.n_ff[layer], hp.n_embd, b.activate(up, activation), ffn_scale_order(hp));
 }
 
 ValueId moe_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x) {
@@ -208,6 +269,8 @@ void final_outputs(graph::Builder& b, const Hyperparameters& hp, ValueId x) {
   b.output("embedding", x);
   const std::string matrix = b.has("output.weight") ? "output.weight" : "token_embd.weight";
   ValueId logits = b.mul_mat(b.matrix(matrix, {hp.n_embd, hp.n_vocab}), x);
+  if (b.has("output.bias")) logits = b.add(logits, b.vector("output.bias", {hp.n_vocab}));
+  if (hp.logit_scale != 1) logits = b.scale(logits, hp.logit_scale);
   if (hp.final_logit_softcap != 0) {
     logits = b.scale(b.tanh(b.scale(logits, 1 / hp.final_logit_softcap)), hp.final_logit_softcap);
   }

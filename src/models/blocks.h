@@ -34,13 +34,20 @@ class Declarations {
   TensorDecl& matrix(std::string_view name, const graph::DimList& ne, std::optional<int> shard_axis = std::nullopt);
   TensorDecl& embedding(std::string_view name, const graph::DimList& ne);
   // What linear() uses: <name>.weight [n_in, n_out], optional <name>.bias [n_out] and <name>.scale [1].
-  void linear(std::string_view name, int64_t n_in, int64_t n_out, int shard_axis);
+  void linear(std::string_view name, int64_t n_in, int64_t n_out, int shard_axis,
+              TensorDecl::Presence scale = TensorDecl::Presence::optional);
   // What expert products use: <name>.weight [n_in, n_out, n_expert], optional <name>.scale [n_expert].
   void experts(std::string_view name, int64_t n_in, int64_t n_out, int64_t n_expert, int shard_axis);
-  // attn_q, attn_k, attn_v, attn_output as linear().
+  // <name>.weight [n] and, of a layer norm, optional <name>.bias [n].
+  void norm(std::string_view name, int64_t n, NormKind kind);
+  // attn_q, attn_k, attn_v, or attn_qkv in their place, and attn_output, as linear().
   void attention(const Hyperparameters& hp);
   // ffn_gate, ffn_up, ffn_down as linear().
   void gated_ffn(const Hyperparameters& hp);
+  // ffn_up with the rows of gate and up, ffn_down.
+  void fused_gated_ffn(const Hyperparameters& hp);
+  // ffn_up, ffn_down.
+  void plain_ffn(const Hyperparameters& hp);
   // ffn_gate_inp and ffn_{gate,up,down}_exps.
   void moe(const Hyperparameters& hp);
 
@@ -57,23 +64,27 @@ class Declarations {
 
 // --- Sub-graphs.
 
-// Whether a product is multiplied by <name>.scale before or after its bias is added; files follow llama.cpp, where
-// attention does the former and feed-forward the latter.
-enum class ScaleOrder { before_bias, after_bias };
+// Whether a product is multiplied by <name>.scale before or after its bias is added, or not at all; files follow
+// llama.cpp, where attention does the first and feed-forward one of the others.
+enum class ScaleOrder { before_bias, after_bias, ignored };
 // W x, times <name>.scale, plus <name>.bias: x [n_in, rows] -> [n_out, rows].
 ValueId linear(graph::Builder& b, const std::string& name, int64_t n_in, int64_t n_out, ValueId x,
                ScaleOrder order = ScaleOrder::before_bias);
 
 // RMS norm with weight <name>.weight.
 ValueId rms_norm(graph::Builder& b, const Hyperparameters& hp, const std::string& name, ValueId x);
-// Layer norm with <name>.weight and <name>.bias.
+// Layer norm with <name>.weight and, where the file has it, <name>.bias.
 ValueId layer_norm(graph::Builder& b, const Hyperparameters& hp, const std::string& name, ValueId x);
+// Either of them.
+inline ValueId norm(graph::Builder& b, const Hyperparameters& hp, NormKind kind, const std::string& name, ValueId x) {
+  return kind == NormKind::rms ? rms_norm(b, hp, name, x) : layer_norm(b, hp, name, x);
+}
 
 // Query, key and value of a layer, split into heads: [head_dim, heads, rows].
 struct Qkv {
   ValueId q, k, v;
 };
-// x [n_embd, rows] through attn_q, attn_k, attn_v.
+// x [n_embd, rows] through attn_q, attn_k, attn_v, or through attn_qkv, which holds the rows of all three.
 Qkv project_qkv(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x);
 
 // Where a layer of a slice keeps its K and V: index into cache_groups() and position among the slice's layers of it.
@@ -90,6 +101,12 @@ ValueId attention_output(graph::Builder& b, const Hyperparameters& hp, uint32_t 
 // down(activation(gate x) * up x).
 ValueId gated_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
                   graph::Activation activation);
+// The same with the rows of gate, then those of up, in ffn_up.
+ValueId fused_gated_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
+                        graph::Activation activation);
+// down(activation(up x)).
+ValueId plain_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
+                  graph::Activation activation);
 // Mixture of gated experts: softmax over the router's logits, the n_expert_used best, weights summing to one.
 ValueId moe_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x);
 
@@ -103,7 +120,7 @@ inline bool selects_rows(const Slice& slice, uint32_t layer) { return slice.outp
 // Declares the output of a slice that is not the last.
 void hidden_output(graph::Builder& b, ValueId x);
 // Declares "embedding" and "logits" from rows after the final norm [n_embd, output_rows]; the output matrix is
-// output.weight or, where the file has none, token_embd.weight.
+// output.weight or, where the file has none, token_embd.weight; output.bias is added where the file has it.
 void final_outputs(graph::Builder& b, const Hyperparameters& hp, ValueId x);
 
 // One cache group with all layers.

@@ -13,6 +13,9 @@ namespace {
 constexpr uint32_t kMaxLayers = 4096, kMaxWidth = 1u << 22, kMaxHeads = 1u << 16, kMaxVocab = 1u << 24,
                    kMaxContext = 1u << 30, kMaxExperts = 4096;
 
+// Travels with the hyperparameters: contexts are shorter than the model's own.
+constexpr const char* kShortContext = "caravan.short_context";
+
 // Reads <architecture>.<key> with checks of the range.
 class Keys {
  public:
@@ -73,7 +76,7 @@ float yarn_attention_factor(float scale, float log_multiplier) {
   return factor / (1 + 0.1f * log_scale);
 }
 
-graph::RopeParams read_rope(const Keys& keys, const Hyperparameters& hp) {
+graph::RopeParams read_rope(const Keys& keys, const Hyperparameters& hp, LongRope long_rope) {
   const gguf::Metadata& metadata = keys.metadata();
   graph::RopeParams rope;
   const uint32_t n_rot = keys.u32("rope.dimension_count", hp.head_dim_k, 0, hp.head_dim_k);
@@ -83,9 +86,11 @@ graph::RopeParams read_rope(const Keys& keys, const Hyperparameters& hp) {
   if (rope.freq_base <= 0) keys.fail("rope.freq_base", "a positive number", std::to_string(rope.freq_base));
 
   const std::string type = metadata.find_string(keys.key("rope.scaling.type")).value_or("linear");
-  if (type != "none" && type != "linear" && type != "yarn") {
-    throw NotSupportedError(fmt::format("{}: rope scaling type '{}' is not supported; supported: none, linear, yarn",
-                                        metadata.source(), type));
+  const bool is_long_rope = type == "longrope" && long_rope == LongRope::accepted;
+  if (type != "none" && type != "linear" && type != "yarn" && !is_long_rope) {
+    throw NotSupportedError(fmt::format(
+        "{}: rope scaling type '{}' is not supported for {} models; supported: {}", metadata.source(), type,
+        hp.architecture, long_rope == LongRope::accepted ? "none, linear, yarn, longrope" : "none, linear, yarn"));
   }
   const float factor = keys.f32("rope.scaling.factor", keys.f32("rope.scale_linear", 0));
   if (factor < 0) keys.fail("rope.scaling.factor", "a number >= 0", std::to_string(factor));
@@ -96,8 +101,7 @@ graph::RopeParams read_rope(const Keys& keys, const Hyperparameters& hp) {
     rope.ext_factor = ext_factor < 0 ? 1 : ext_factor;
     rope.beta_fast = keys.f32("rope.scaling.yarn_beta_fast", 32);
     rope.beta_slow = keys.f32("rope.scaling.yarn_beta_slow", 1);
-    rope.n_ctx_orig =
-        static_cast<int>(keys.u32("rope.scaling.original_context_length", hp.n_ctx_train, 1, kMaxContext));
+    rope.n_ctx_orig = static_cast<int>(hp.n_ctx_original);
     if (rope.ext_factor != 0) {
       rope.attn_factor *= yarn_attention_factor(1 / rope.freq_scale, keys.f32("rope.scaling.yarn_log_multiplier", 0));
     }
@@ -134,12 +138,20 @@ Pooling read_pooling(const Keys& keys) {
 
 }  // namespace
 
-Hyperparameters read_common(const gguf::Metadata& metadata, NormKind norm) {
+std::string arch_key(const gguf::Metadata& metadata, std::string_view name) {
+  return metadata.get_string("general.architecture") + "." + std::string(name);
+}
+
+Hyperparameters read_common(const gguf::Metadata& metadata, NormKind norm, LongRope long_rope) {
   const Keys keys(metadata);
   Hyperparameters hp;
   hp.architecture = metadata.get_string("general.architecture");
   hp.n_layer = keys.u32("block_count", 1, kMaxLayers);
   hp.n_ctx_train = keys.u32("context_length", 1, kMaxContext);
+  hp.n_ctx_original = keys.u32("rope.scaling.original_context_length", 0, 0, kMaxContext);
+  if (hp.n_ctx_original == 0) hp.n_ctx_original = hp.n_ctx_train;
+  hp.serves_long_context =
+      is_long_context(hp.n_ctx_train, hp.n_ctx_original) && !metadata.get_bool(kShortContext, false);
   hp.n_embd = keys.u32("embedding_length", 1, kMaxWidth);
   hp.n_vocab = keys.in_range("vocab_size", vocab_size(metadata, keys.key("vocab_size")), 1, kMaxVocab);
   hp.n_ff = keys.per_layer("feed_forward_length", hp.n_layer, std::nullopt, 1, kMaxWidth);
@@ -148,19 +160,28 @@ Hyperparameters read_common(const gguf::Metadata& metadata, NormKind norm) {
       norm == NormKind::rms ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon";
   hp.norm_eps = metadata.get_f32(keys.key(eps_key));
   if (!(hp.norm_eps >= 0 && hp.norm_eps < 1)) keys.fail(eps_key, "0 to 1", std::to_string(hp.norm_eps));
-  hp.rope = hp.rope_window = read_rope(keys, hp);
+  hp.rope = hp.rope_window = read_rope(keys, hp, long_rope);
   hp.n_expert = keys.u32("expert_count", 0, 0, kMaxExperts);
   hp.n_expert_used = keys.u32("expert_used_count", 0, 0, hp.n_expert);
   hp.pooling = read_pooling(keys);
   return hp;
 }
 
-gguf::Metadata hyperparameter_metadata(const gguf::Metadata& model) {
+bool is_long_context(uint32_t n_ctx, uint32_t n_ctx_original) {
+  return (uint64_t{n_ctx} + 255) / 256 * 256 > n_ctx_original;
+}
+
+gguf::Metadata hyperparameter_metadata(const gguf::Metadata& model, uint32_t n_ctx) {
   const std::string prefix = model.get_string("general.architecture") + ".";
   constexpr std::string_view kTokenTypes = "tokenizer.ggml.token_type_count";
   gguf::Metadata result(model.source());
   for (const auto& [key, value] : model.entries()) {
     if (key == "general.architecture" || key == kTokenTypes || key.starts_with(prefix)) result.set(key, value);
+  }
+  const uint32_t n_ctx_original = model.get_u32(prefix + "rope.scaling.original_context_length", 0);
+  if (n_ctx > 0 && n_ctx_original > 0 && !is_long_context(n_ctx, n_ctx_original) &&
+      is_long_context(model.get_u32(prefix + "context_length", 0), n_ctx_original)) {
+    result.set(kShortContext, gguf::Value::of(true));
   }
   const std::string vocab_key = prefix + "vocab_size";
   if (!result.contains(vocab_key)) result.set(vocab_key, gguf::Value::of(vocab_size(model, vocab_key)));

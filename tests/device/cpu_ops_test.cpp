@@ -273,8 +273,11 @@ struct RopeReference {
     const double mix = ramp(pair) * p.ext_factor;
     return interpolated * (1 - mix) + extrapolated * mix;
   }
-  double magnitude() const {
-    return p.ext_factor == 0 ? p.attn_factor : p.attn_factor * (1 + 0.1 * std::log(1 / double{p.freq_scale}));
+  double magnitude(int position) const {
+    double result = p.attn_factor;
+    if (p.ext_factor != 0) result *= 1 + 0.1 * std::log(1 / double{p.freq_scale});
+    if (p.temperature_scale == 0) return result;
+    return result * (1 + p.temperature_scale * std::log(1.0 + position / p.temperature_length));
   }
 };
 
@@ -289,6 +292,7 @@ TEST(CpuRope, RotatesPairsForEveryParameter) {
       {.n_rot = 16, .pairing = RopePairing::halves, .freq_scale = 0.25F},
       {.n_rot = 16, .freq_scale = 0.25F, .ext_factor = 1, .attn_factor = 1.5F, .n_ctx_orig = 64},
       {.n_rot = 24, .pairing = RopePairing::halves, .freq_scale = 0.1F, .ext_factor = 0.5F, .n_ctx_orig = 4096},
+      {.n_rot = 24, .attn_factor = 0.5F, .temperature_scale = 0.1F, .temperature_length = 50},
   };
   for (const RopeParams& params : cases)
     for (const bool with_factors : {false, true}) {
@@ -309,7 +313,8 @@ TEST(CpuRope, RotatesPairsForEveryParameter) {
             const size_t i = base + static_cast<size_t>(adjacent ? 2 * pair : pair);
             const size_t j = adjacent ? i + 1 : i + static_cast<size_t>(params.n_rot / 2);
             const double angle = reference.angle(batch.positions[row], pair);
-            const double c = std::cos(angle) * reference.magnitude(), s = std::sin(angle) * reference.magnitude();
+            const double magnitude = reference.magnitude(batch.positions[row]);
+            const double c = std::cos(angle) * magnitude, s = std::sin(angle) * magnitude;
             expected[i] = x[i] * c - x[j] * s;
             expected[j] = x[i] * s + x[j] * c;
           }

@@ -108,6 +108,7 @@ TEST(Builder, RefusesOperandsThatDoNotFit) {
       {"n_rot", [&] { b.rope(heads, b.positions(), {.n_rot = 3}); }},
       {"frequency factors", [&] { b.rope(heads, b.positions(), {.n_rot = 8}, b.vector("factors.weight", {8})); }},
       {"YaRN", [&] { b.rope(heads, b.positions(), {.n_rot = 16, .ext_factor = 1}); }},
+      {"temperature", [&] { b.rope(heads, b.positions(), {.n_rot = 16, .temperature_scale = 1}); }},
       {"positions must be i32", [&] { b.rope(heads, norm, {.n_rot = 16}); }},
       {"indices must be i32", [&] { b.get_rows(x, x); }},
       {"is not within 1..64", [&] { b.top_k(x, 65); }},

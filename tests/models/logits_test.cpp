@@ -130,7 +130,10 @@ double kit_error(const std::filesystem::path& model, const std::filesystem::path
 
 TEST(KitLogits, MatchTheReferenceWithF16Weights) {
   CARAVAN_REQUIRE_KIT(kit);
-  for (const char* name : {"llama-dense", "llama-moe", "gemma3-dense"}) {
+  for (const char* name :
+       {"llama-dense", "llama-moe", "gemma3-dense", "qwen2-dense", "qwen3-dense", "gemma2-dense", "phi3-dense",
+        "mistral3-dense", "glm4-dense", "command-r-dense", "cohere2-dense", "olmo2-dense", "starcoder2-dense",
+        "falcon-dense", "gpt2-dense", "smollm3-dense", "granite-dense"}) {
     const double error =
         kit_error(kit / "models" / (std::string(name) + ".gguf"), kit / "refs" / (std::string(name) + ".f32"));
     RecordProperty(name, std::to_string(error));

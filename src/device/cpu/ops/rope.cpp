@@ -47,16 +47,22 @@ class RopeTableStep final : public Step {
     auto* table = reinterpret_cast<float*>(context.work_buffer(buffer_));
     for_row_parts(positions.ne[0], n_pairs, worker, context.n_workers, [&](int64_t row, int64_t begin, int64_t end) {
       const double position = positions.row_i32(0)[row];
+      const double magnitude = magnitude_ * temperature(position);
       float* cosines = table + row * n_pairs * 2;
       for (int64_t pair = begin; pair < end; ++pair) {
         const double angle = position * frequencies_[static_cast<size_t>(pair)];
-        cosines[pair] = static_cast<float>(std::cos(angle) * magnitude_);
-        cosines[n_pairs + pair] = static_cast<float>(std::sin(angle) * magnitude_);
+        cosines[pair] = static_cast<float>(std::cos(angle) * magnitude);
+        cosines[n_pairs + pair] = static_cast<float>(std::sin(angle) * magnitude);
       }
     });
   }
 
  private:
+  double temperature(double position) const {
+    if (params_.temperature_scale == 0) return 1;
+    return 1 + params_.temperature_scale * std::log(1 + std::floor(position / params_.temperature_length));
+  }
+
   const Node& rope_;
   const graph::RopeParams& params_;
   int buffer_;
