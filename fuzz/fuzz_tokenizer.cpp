@@ -16,17 +16,20 @@ using namespace caravan::vocab;
 
 struct Entry {
   std::unique_ptr<const Vocabulary> vocabulary;
-  bool keeps_text;  // valid UTF-8 comes back as it was: byte-level BPE
+  bool keeps_text;  // valid UTF-8 comes back as it was: byte-level BPE, RWKV
 };
 
 std::vector<Entry> load_vocabularies() {
   std::vector<Entry> out;
-  for (const char* pre : {"gpt-2", "default", "llama-bpe", "deepseek-llm", "deepseek-v3", "gpt-4o", "tiny_aya"}) {
+  for (const char* pre : {"gpt-2", "default", "llama-bpe", "deepseek-llm", "deepseek-v3", "gpt-4o", "tiny_aya",
+                          "kimi-k2", "youtu", "exaone-moe", "afmoe", "chameleon", "jais-2"}) {
     out.push_back({Vocabulary::load(testing::small_bpe(pre).metadata()), true});
   }
   out.push_back({Vocabulary::load(testing::small_bpe("gemma4").metadata()), false});
   out.push_back({Vocabulary::load(testing::small_spm().metadata()), false});
   out.push_back({Vocabulary::load(testing::small_bert().metadata()), false});
+  out.push_back({Vocabulary::load(testing::small_unigram().metadata()), false});
+  out.push_back({Vocabulary::load(testing::small_rwkv().metadata()), true});
   return out;
 }
 

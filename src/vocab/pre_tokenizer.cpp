@@ -24,6 +24,7 @@ namespace {
 // As a regular expression this needs a look-ahead to the end of the digits at every place: quadratic.
 constexpr std::string_view kDigitGroups = "<digit groups>";
 constexpr std::string_view kDigitGroupsOfNumbers = "<digit groups of numbers>";
+constexpr std::string_view kDigitGroupsOfAnyScript = "<digit groups of any script>";  // all of \p{N}
 
 // Upper and lower case are spelled out: caseless matching would also take U+017F for s.
 #define CARAVAN_CONTRACTION "'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
@@ -39,7 +40,11 @@ constexpr std::string_view kDigitGroupsOfNumbers = "<digit groups of numbers>";
   CARAVAN_PREFIX CARAVAN_UPPER "*" CARAVAN_LOWER "+" suffix "|" CARAVAN_PREFIX CARAVAN_UPPER "+" CARAVAN_LOWER \
                                "*" suffix "|"
 #define CARAVAN_CASED_TAIL " ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" CARAVAN_SPACES
-#define CARAVAN_GPT4O CARAVAN_CASED_WORD("(?:" CARAVAN_CONTRACTION ")?") "\\p{N}{1,3}|" CARAVAN_CASED_TAIL
+#define CARAVAN_SUFFIX "(?:" CARAVAN_CONTRACTION ")?"
+#define CARAVAN_GPT4O CARAVAN_CASED_WORD(CARAVAN_SUFFIX) "\\p{N}{1,3}|" CARAVAN_CASED_TAIL
+#define CARAVAN_PUNCTUATED_WORDS                                          \
+  "[!-/:-@\\[-`{-~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+" \
+  "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" CARAVAN_SPACES
 #define CARAVAN_BLOOM " ?[^(\\s|.,!?\\x{2026}\\x{3002}\\x{FF0C}\\x{3001}\\x{0964}\\x{06D4}\\x{060C})]+"
 
 // The letters that deepseek-llm takes for words: cased scripts, Latin to Adlam.
@@ -73,9 +78,8 @@ constexpr Splitter kDeepseekLlm = {
      "\\s?[!-/:-~\\x{FF01}-\\x{FF0F}\\x{FF1A}-\\x{FF5E}\\x{2018}-\\x{201F}\\x{3000}-\\x{3002}]+", "(?<!\\s)\\s++\\z",
      CARAVAN_CJK, "\\p{N}+"}};
 constexpr Splitter kDeepseekCoder = {{"[\\r\\n]", "\\s?\\p{L}+", "\\s?\\p{P}+", CARAVAN_CJK, "\\p{N}"}};
-constexpr Splitter kDeepseekV3 = {{"\\p{N}{1,3}", "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+",
-                                   "[!-/:-@\\[-`{-~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
-                                   "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" CARAVAN_SPACES}};
+constexpr Splitter kDeepseekV3 = {
+    {"\\p{N}{1,3}", "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+", CARAVAN_PUNCTUATED_WORDS}};
 constexpr Splitter kTekken = {{CARAVAN_CASED_WORD("") "\\p{N}|" CARAVAN_CASED_TAIL}};
 constexpr Splitter kGpt4o = {{CARAVAN_GPT4O}};
 constexpr Splitter kTinyAya = {{kDigitGroups, CARAVAN_GPT4O}};
@@ -86,6 +90,39 @@ constexpr Splitter kBailing = {{CARAVAN_CONTRACTION "|" CARAVAN_WORD "|\\p{N}| ?
                                                     "|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+"}};
 constexpr Splitter kSeedCoder = {{CARAVAN_CONTRACTION "|" CARAVAN_WORD "|\\p{N}| ?[^\\s\\p{L}\\p{N}\\r\\n]+"
                                                       "|" CARAVAN_SPACES}};
+constexpr Splitter kJais2 = {{CARAVAN_CONTRACTION
+                              "|" CARAVAN_WORD "|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+"
+                              "|\\s{512}(?!\\S)|\\s{256}(?!\\S)|\\s{128}(?!\\S)|\\s{64}(?!\\S)|\\s{32}(?!\\S)"
+                              "|\\s{16}(?!\\S)|\\s{8}(?!\\S)|\\s{4}(?!\\S)|\\s{1,2}(?!\\S)|\\s"}};
+constexpr Splitter kMinicpm5 = {{"\\p{N}{1,3}", CARAVAN_CONTRACTION "|" CARAVAN_WORD "|\\p{N}+|" CARAVAN_TAIL}};
+constexpr Splitter kLaguna = {{"[^\\n]+|\\n+", CARAVAN_CONTRACTION "|" CARAVAN_WORD "|\\p{N}|" CARAVAN_TAIL}};
+// Words of this one go over single spaces. The repeats are possessive: a word can be read in one way only, and a long
+// one would otherwise need a place on the stack for each letter.
+constexpr Splitter kExaoneMoe = {{CARAVAN_CONTRACTION
+                                  "|" CARAVAN_PREFIX "(?:\\p{L}\\p{M}*+(?: \\p{L}\\p{M}*+)*+)++"
+                                  "|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]?|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+"}};
+// The range that begins with U+8C48 is llama.cpp's; U+F900, which looks the same, may have been meant.
+constexpr Splitter kAfmoe = {{kDigitGroupsOfAnyScript,
+                              "[\\x{4E00}-\\x{9FFF}\\x{3400}-\\x{4DBF}\\x{8C48}-\\x{FAFF}\\x{3040}-\\x{30FF}\\x{FF65}-"
+                              "\\x{FF9F}\\x{2F00}-\\x{2FDF}"
+                              "\\x{0E40}-\\x{0EFF}\\x{1780}-\\x{17FF}\\x{1000}-\\x{109F}\\x{AA60}-\\x{AA7F}\\x{A9E0}-"
+                              "\\x{A9FF}\\x{1100}-\\x{11FF}]+",
+                              CARAVAN_PUNCTUATED_WORDS}};
+constexpr Splitter kYoutu = {
+    {"[\\x{AC00}-\\x{D7A3}\\x{3131}-\\x{318E}]+"
+     "|[\\x{FF01}\\x{2026}\\x{201C}\\x{201D}\\x{2018}\\x{2019}\\x{2014}\\x{FF1A}\\x{FF1B}\\x{FF0C}\\x{3001}-\\x{303F}"
+     "\\x{FE30}-\\x{FE4F}]+|[\\x{3105}-\\x{312F}]+|[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{30FF}]+",
+     CARAVAN_CASED_WORD(CARAVAN_SUFFIX) "\\p{N}|" CARAVAN_CASED_TAIL}};
+// The cased letters without Han, as what is left when everything else is taken away: PCRE2 cannot intersect classes.
+// "Han" is the script property itself; PCRE2's \p{Han} also takes what several scripts share.
+#define CARAVAN_NO_LETTER "\\p{N}\\p{P}\\p{S}\\p{Z}\\p{C}"
+#define CARAVAN_UPPER_NOT_HAN "[^\\p{Ll}" CARAVAN_NO_LETTER "\\p{sc:Han}]"
+#define CARAVAN_LOWER_NOT_HAN "[^\\p{Lu}\\p{Lt}" CARAVAN_NO_LETTER "\\p{sc:Han}]"
+constexpr Splitter kKimiK2 = {{"\\p{sc:Han}+|" CARAVAN_PREFIX CARAVAN_UPPER_NOT_HAN "*" CARAVAN_LOWER_NOT_HAN
+                               "+" CARAVAN_SUFFIX "|" CARAVAN_PREFIX CARAVAN_UPPER_NOT_HAN "+" CARAVAN_LOWER_NOT_HAN
+                               "*" CARAVAN_SUFFIX "|\\p{N}{1,3}|" CARAVAN_TAIL}};
+constexpr Splitter kChameleon = {
+    {"<sentinel:[0-9]+>", "IMGIMG[A-I]{1,4}Z", "[\\t\\n]|    |  ", "\\p{N}", "[\\p{P}!-/:-@\\[-`{-~]", CARAVAN_GPT2}};
 constexpr Splitter kNewlines = {{"[^\\n]+|\\n+"}};
 constexpr Splitter kWhitespace = {{"\\S+"}};
 
@@ -165,6 +202,14 @@ constexpr PreTokenizerInfo kTable[] = {
     {.name = "bailingmoe2", .splitter = &kBailing},
     {.name = "llada-moe", .splitter = &kBailing},
     {.name = "seed-coder", .splitter = &kSeedCoder},
+    {.name = "jais-2", .splitter = &kJais2},
+    {.name = "minicpm5", .splitter = &kMinicpm5, .ignore_merges = true},
+    {.name = "laguna", .splitter = &kLaguna},
+    {.name = "exaone-moe", .splitter = &kExaoneMoe},
+    {.name = "afmoe", .splitter = &kAfmoe},
+    {.name = "youtu", .splitter = &kYoutu, .ignore_merges = true},
+    {.name = "kimi-k2", .splitter = &kKimiK2},
+    {.name = "chameleon", .splitter = &kChameleon, .adds_bos = true},
     {.name = "gemma4", .splitter = &kNewlines, .adds_bos = true, .byte_level = false},
     {.name = "granite-embed-multi-311m", .splitter = &kNewlines, .byte_level = false},
     {.name = "sarvam-moe", .splitter = &kNewlines, .byte_level = false},
@@ -242,6 +287,8 @@ class PreTokenizer::Pass {
     if (pattern == kDigitGroups || pattern == kDigitGroupsOfNumbers) {
       needs_boundary_ = pattern == kDigitGroups;
       code_ = compile("\\d+");
+    } else if (pattern == kDigitGroupsOfAnyScript) {
+      code_ = compile("\\p{N}+");
     } else {
       code_ = compile(pattern);
       return;

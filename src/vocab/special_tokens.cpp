@@ -10,46 +10,20 @@ namespace {
 
 bool is_ascii_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
-uint64_t edge(int node, char byte) { return static_cast<uint64_t>(node) << 8 | static_cast<uint8_t>(byte); }
-
 }  // namespace
 
 SpecialTokenMatcher::SpecialTokenMatcher(std::vector<SpecialToken> tokens) : tokens_(std::move(tokens)) {
   std::sort(tokens_.begin(), tokens_.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
-  token_at_node_.push_back(-1);
-  std::vector<int> last_node(tokens_.size());
   for (size_t i = 0; i < tokens_.size(); i++) {
     const std::string& text = tokens_[i].text;
     CARAVAN_ASSERT(!text.empty(), "an empty spelling would match everywhere");
-    int node = 0;
-    for (const char c : text) {
-      node = edges_.insert(edge(node, c), static_cast<int>(token_at_node_.size()));
-      if (node == static_cast<int>(token_at_node_.size())) token_at_node_.push_back(-1);
-    }
-    if (token_at_node_[node] < 0) token_at_node_[node] = static_cast<int>(i);
+    if (int& first = trie_[text]; first == ByteTrie::kNone) first = static_cast<int>(i);
     begins_token_[static_cast<uint8_t>(text[0])] = true;
     max_length_ = std::max(max_length_, text.size());
   }
-
-  next_shorter_.assign(tokens_.size(), -1);
-  for (size_t i = 0; i < tokens_.size(); i++) {
-    int node = 0;
-    for (size_t k = 0; k + 1 < tokens_[i].text.size(); k++) {
-      node = *edges_.find(edge(node, tokens_[i].text[k]));
-      if (token_at_node_[node] >= 0) next_shorter_[i] = token_at_node_[node];
-    }
+  for (const SpecialToken& token : tokens_) {
+    next_shorter_.push_back(trie_.longest_prefix(std::string_view(token.text).substr(0, token.text.size() - 1)).value);
   }
-}
-
-int SpecialTokenMatcher::longest_match(std::string_view text, size_t position) const {
-  int node = 0, found = -1;
-  for (; position < text.size(); position++) {
-    const int* next = edges_.find(edge(node, text[position]));
-    if (!next) break;
-    node = *next;
-    if (token_at_node_[node] >= 0) found = token_at_node_[node];
-  }
-  return found;
 }
 
 std::vector<SpecialTokenMatcher::Match> SpecialTokenMatcher::find_matches(std::string_view text) const {
@@ -64,7 +38,7 @@ std::vector<SpecialTokenMatcher::Match> SpecialTokenMatcher::find_matches(std::s
   bool any = false;
   for (size_t i = 0; i < text.size(); i++) {
     if (!begins_token_[static_cast<uint8_t>(text[i])]) continue;
-    const int token = longest_match(text, i);
+    const int token = trie_.longest_prefix(text.substr(i)).value;
     if (token < 0) continue;
     by_length[tokens_[token].text.size()].push_back({token, i});
     any = true;

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "vocab/flat_map.h"
+#include "vocab/byte_trie.h"
 #include "vocab/vocabulary.h"
 
 namespace caravan::vocab {
@@ -41,14 +41,12 @@ class SpecialTokenMatcher {
     TokenId token;
   };
 
-  int longest_match(std::string_view text, size_t position) const;
   std::vector<Match> find_matches(std::string_view text) const;
 
   std::vector<SpecialToken> tokens_;  // by id
   std::vector<int> next_shorter_;     // per token: the longest other token that is a prefix of it, or -1
   std::array<bool, 256> begins_token_{};
-  FlatMap<int> edges_;              // node << 8 | byte -> node
-  std::vector<int> token_at_node_;  // index into tokens_, or -1; node 0 is the root
+  ByteTrie trie_;  // spelling -> index into tokens_
   size_t max_length_ = 0;
 };
 

@@ -41,6 +41,21 @@ struct WordPieceOptions {
 std::unique_ptr<Tokenizer> make_wordpiece_tokenizer(const TokenTable& tokens, WordPieceOptions options,
                                                     std::optional<TokenId> unknown);
 
+class Charsmap;
+
+// Unigram ("t5"): the cut of the normalised text with the highest sum of scores.
+//   add_space_prefix: a stretch with PrefixSpace::yes gets a leading space
+//   remove_extra_spaces: runs of spaces are one space, none is left at the end, and the first word gets one, too
+struct UnigramOptions {
+  bool add_space_prefix = false;
+  bool remove_extra_spaces = false;
+};
+std::unique_ptr<Tokenizer> make_unigram_tokenizer(const TokenTable& tokens, Charsmap charsmap, UnigramOptions options,
+                                                  std::optional<TokenId> unknown);
+
+// RWKV: the longest token at each place. Stored texts have backslash escapes.
+std::unique_ptr<Tokenizer> make_rwkv_tokenizer(const TokenTable& tokens, std::optional<TokenId> unknown);
+
 class PreTokenizer;
 
 // BPE ("gpt2", "gemma4"): words from a pre-tokenizer, then the neighbours with the lowest rank are merged first.

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "vocab/charsmap.h"
 #include "vocab/pre_tokenizer.h"
 #include "vocab/special_tokens.h"
 #include "vocab/token_table.h"
@@ -79,12 +80,13 @@ class Vocabulary::Loader {
       pre_tokenizer_name_ =
           metadata_.find_string("tokenizer.ggml.pre").value_or(name == "gemma4" ? "gemma4" : "default");
       pre_tokenizer_ = &find_pre_tokenizer(pre_tokenizer_name_);
-    } else if (name == "llama" || name == "bert" || name == "no_vocab") {
+    } else if (name == "llama" || name == "bert" || name == "t5" || name == "rwkv" || name == "no_vocab") {
       pre_tokenizer_name_ = metadata_.find_string("tokenizer.ggml.pre").value_or("");
     } else {
-      throw NotSupportedError(
-          fmt::format("{}: tokenizer.ggml.model: '{}' is not supported; known are: llama, gpt2, gemma4, bert, no_vocab",
-                      metadata_.source(), name));
+      throw NotSupportedError(fmt::format(
+          "{}: tokenizer.ggml.model: '{}' is not supported; known are: llama, gpt2, gemma4, bert, t5, rwkv, "
+          "no_vocab",
+          metadata_.source(), name));
     }
   }
 
@@ -175,6 +177,11 @@ class Vocabulary::Loader {
       set_default(s.pad, 0);
       set_default(s.mask, 103);
       adds_bos = adds_sep = true;
+    } else if (is_model("t5")) {
+      set_default(s.eos, 1);
+      set_default(s.unknown, 2);
+      set_default(s.pad, 0);
+      adds_eos = true;
     } else if (is_model("gpt2")) {
       if (pre_tokenizer_->has_default_bos) set_default(s.bos, 11);
       set_default(s.eos, 11);
@@ -339,12 +346,33 @@ class Vocabulary::Loader {
       options.lowercase = metadata_.get_bool("tokenizer.ggml.normalizer.lowercase", true);
       options.strip_accents = metadata_.get_bool("tokenizer.ggml.normalizer.strip_accents", options.lowercase);
       tokenizer = make_wordpiece_tokenizer(tokens, options, unknown);
+    } else if (is_model("t5")) {
+      const UnigramOptions options{metadata_.get_bool("tokenizer.ggml.add_space_prefix", false),
+                                   metadata_.get_bool("tokenizer.ggml.remove_extra_whitespaces", false)};
+      tokenizer = make_unigram_tokenizer(tokens, read_charsmap(), options, unknown);
+    } else if (is_model("rwkv")) {
+      tokenizer = make_rwkv_tokenizer(tokens, unknown);
     } else if (is_bpe()) {
       const BpeOptions options{pre_tokenizer_->byte_level, pre_tokenizer_->ignore_merges};
       tokenizer =
           make_bpe_tokenizer(tokens, metadata_.get_strings("tokenizer.ggml.merges"),
                              std::make_unique<PreTokenizer>(*pre_tokenizer_->splitter), options, metadata_.source());
     }
+  }
+
+  Charsmap read_charsmap() const {
+    static constexpr std::string_view kKey = "tokenizer.ggml.precompiled_charsmap";
+    const std::vector<int64_t> numbers = metadata_.get_integers(kKey);
+    if (numbers.empty()) return {};
+    const std::string source = fmt::format("{}: {}", metadata_.source(), kKey);
+    std::vector<uint8_t> bytes;
+    for (const int64_t number : numbers) {  // of i8 or u8
+      if (number < INT8_MIN || number > UINT8_MAX) {
+        throw FormatError(fmt::format("{}: expected bytes, found {}", source, number));
+      }
+      bytes.push_back(static_cast<uint8_t>(number));
+    }
+    return Charsmap(bytes, source);
   }
 
   // White space that special tokens swallow; GGUF has no key for it, so it depends on the model's name.

@@ -1,6 +1,6 @@
 // The vocabulary of a model: text to token ids and back, special tokens, end-of-generation rules. Built from GGUF
 // metadata; docs/gguf.md lists the keys. Models: "llama" (SentencePiece BPE), "gpt2" (byte-level BPE), "gemma4"
-// (BPE on raw UTF-8), "bert" (WordPiece), "no_vocab". Unigram and RWKV vocabularies are refused.
+// (BPE on raw UTF-8), "bert" (WordPiece), "t5" (SentencePiece unigram), "rwkv" (longest match), "no_vocab".
 #pragma once
 
 #include <array>
@@ -39,16 +39,16 @@ class Vocabulary {
   Vocabulary(const Vocabulary&) = delete;
   Vocabulary& operator=(const Vocabulary&) = delete;
 
-  // The tokenizer model: "llama", "gpt2", "gemma4", "bert" or "no_vocab".
+  // The tokenizer model: "llama", "gpt2", "gemma4", "bert", "t5", "rwkv" or "no_vocab".
   std::string_view model_name() const { return model_name_; }
   // False for "no_vocab": tokenize() then throws, pieces render as "[id]".
   bool has_text() const;
   // Number of tokens; valid ids are 0 .. size() - 1. Functions that take an id throw RequestError for any other.
   size_t size() const;
 
-  // The tokens of text, which should be UTF-8: bytes that are not become U+FFFD (llama: byte tokens). User-defined
-  // tokens are always recognised in the text; control and unknown ones only with ParseSpecial::yes.
-  // Throws RequestError when the model has no vocabulary.
+  // The tokens of text, which should be UTF-8: bytes that are not become U+FFFD (llama: byte tokens, rwkv: kept).
+  // User-defined tokens are always recognised in the text; control and unknown ones only with ParseSpecial::yes. Throws
+  // RequestError when the model has no vocabulary.
   std::vector<TokenId> tokenize(std::string_view text, AddSpecial add_special, ParseSpecial parse_special) const;
 
   // The token's text as the vocabulary stores it, e.g. "▁the" or "Ġthe".

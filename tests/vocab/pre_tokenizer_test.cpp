@@ -46,6 +46,19 @@ TEST(PreTokenizer, SplitsAsEachFamilyDoes) {
       {"viking", "a12", {"a", "1", "2"}},
       {"bailingmoe", "a\n\nb", {"a", "\n\n", "b"}},
       {"seed-coder", "a!\nb12", {"a", "!", "\n", "b", "1", "2"}},
+      {"jais-2", "a" + std::string(7, ' ') + "b\n 1234", {"a", "    ", "  ", " b", "\n", " ", "123", "4"}},
+      {"minicpm5", "He'LL 12345", {"He", "'LL", " ", "123", "45"}},
+      {"laguna", "a!\n\nb12", {"a", "!", "\n\n", "b", "1", "2"}},
+      {"exaone-moe", "to be  or 12!\n\nx", {"to be", " ", " or", " ", "1", "2", "!\n", "\n", "x"}},
+      {"afmoe",
+       "x1234567 中文.foo \u0E44\u0E17\u0E22",
+       {"x", "1", "234", "567", " ", "中文", ".foo", " ", "\u0E44", "\u0E17\u0E22"}},
+      {"afmoe", "1234x", {"1", "234", "x"}},
+      {"youtu", "한국어abc中！…xY's 12", {"한국어", "abc", "中", "！…", "x", "Y's", " ", "1", "2"}},
+      {"kimi-k2", "你好abC's 中b1234。\n", {"你好", "ab", "C's", " ", "中", "b", "123", "4", "。\n"}},
+      {"chameleon",
+       "a<sentinel:12>IMGIMGABZ  b'll 12..",
+       {"a", "<", "sentinel", ":", "1", "2", ">", "IMGIMGABZ", "  ", "b", "'", "ll", " ", "1", "2", ".", "."}},
       {"gemma4", "a b\n\nc", {"a b", "\n\n", "c"}},
       {"whitespace", "a b\tc", {"a", " ", "b", "\t", "c"}},
   };
@@ -77,8 +90,9 @@ TEST(PreTokenizer, KeepsEveryByteOfTheText) {
 // Would not finish if an expression went back over the run at every place.
 TEST(PreTokenizer, IsLinearInRunsOfOneCharacter) {
   for (const char* name :
-       {"default", "gpt-2", "llama-bpe", "qwen35", "falcon", "deepseek-llm", "deepseek-coder", "deepseek-v3", "tekken",
-        "gpt-4o", "tiny_aya", "bloom", "superbpe", "bailingmoe", "seed-coder"}) {
+       {"default",     "gpt-2",  "llama-bpe",  "qwen35",   "falcon", "deepseek-llm", "deepseek-coder",
+        "deepseek-v3", "tekken", "gpt-4o",     "tiny_aya", "bloom",  "superbpe",     "bailingmoe",
+        "seed-coder",  "jais-2", "exaone-moe", "afmoe",    "youtu",  "kimi-k2",      "chameleon"}) {
     const PreTokenizer pre_tokenizer(*find_pre_tokenizer(name).splitter);
     for (const std::string unit : {" ", "a", "A", "7", "\n", "!", "\r\n ", "\u4E2D", "\u0301"}) {
       std::string text;

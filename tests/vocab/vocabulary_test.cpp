@@ -182,8 +182,9 @@ TEST(Vocabulary, RejectsIdsOutsideIt) {
 
 TEST(Vocabulary, NamesWhatItDoesNotSupport) {
   auto builder = small_bpe();
-  builder.model = "t5";
-  EXPECT_THAT(load_error<NotSupportedError>(builder.metadata()), HasSubstr("'t5' is not supported; known are: llama"));
+  builder.model = "plamo2";
+  EXPECT_THAT(load_error<NotSupportedError>(builder.metadata()),
+              HasSubstr("'plamo2' is not supported; known are: llama"));
   EXPECT_THAT(load_error<NotSupportedError>(small_bpe("surprise").metadata()), HasSubstr("'surprise'"));
 }
 
