@@ -80,7 +80,7 @@ TEST(Inspect, RefusesWrongArgumentsAndFiles) {
   EXPECT_THROW(run({}), RequestError);
   EXPECT_THROW(run({"a.gguf", "--colour"}), RequestError);
   EXPECT_THROW(run({"/nonexistent.gguf"}), SystemError);
-  EXPECT_THROW(run({CARAVAN_SOURCE_DIR "/CMakeLists.txt"}), FormatError);
+  EXPECT_THROW(run({(testing::test_data_directory() / "../CMakeLists.txt").string()}), FormatError);
 }
 
 }  // namespace
