@@ -280,8 +280,19 @@ void add_known_model_flags(OptionParser& parser) {
                       "--control-vector"});
 }
 
+namespace {
+
+// What a file of an unknown architecture lacks is its architecture's support, whatever its vocabulary looks like.
+gguf::Model open_supported_model(const ModelOptions& options) {
+  gguf::Model file = gguf::Model::open(required_model(options));
+  models::find_arch(file.metadata());
+  return file;
+}
+
+}  // namespace
+
 OpenedModel::OpenedModel(const ModelOptions& options)
-    : file_(gguf::Model::open(required_model(options))),
+    : file_(open_supported_model(options)),
       vocabulary_(vocab::Vocabulary::load(file_.metadata())),
       device_(thread_count(options.n_threads), select_isa(), options.mem_mib * kMiB) {
   const models::Hyperparameters hp =

@@ -77,7 +77,6 @@ TEST(LogitsCommand, RefusesAnUnsupportedArchitectureByName) {
   const testing::TemporaryDirectory folder;
   gguf::Metadata metadata;
   metadata.set("general.architecture", gguf::Value::of("unheard-of"));
-  metadata.set("tokenizer.ggml.model", gguf::Value::of("no_vocab"));
   gguf::Writer writer(folder.path() / "m.gguf", metadata);
   writer.begin_data();
   writer.finish();
