@@ -5,6 +5,7 @@
 #include <csignal>
 #include <ctime>
 #include <exception>
+#include <limits>
 #include <thread>
 
 #include "base/file.h"
@@ -74,6 +75,22 @@ OptionParser make_parser(ServerCommandOptions& o) {
               "requests that may wait before more are refused (256)",
               {},
               into(o.max_queue, 1, 1000000)});
+  parser.add({{"--cache-prompt"},
+              "",
+              "prompts reuse what earlier ones with the same beginning computed (always, unless a request says no)",
+              {},
+              into(o.api.cache_prompt)});
+  parser.add({{"--no-cache-prompt"},
+              "",
+              "only requests with \"cache_prompt\": true do",
+              {"LLAMA_ARG_NO_CACHE_PROMPT"},
+              into(o.api.cache_prompt, false)});
+  const auto only_zero = [](const std::string& value) {
+    if (parse_integer(value, -1, std::numeric_limits<int32_t>::max()) != 0)
+      throw RequestError("only 0 is supported: cached prompts live in the free part of the KV cache");
+  };
+  parser.add({{"--cache-reuse"}, "N", "0: only prefixes are reused, not pieces from the middle", {}, only_zero});
+  parser.add({{"-cram", "--cache-ram"}, "MIB", "0: cached prompts take no memory beside the KV cache", {}, only_zero});
   parser.add({{"--stop-timeout"},
               "S",
               "seconds that running requests have to finish after SIGTERM (10)",
@@ -103,12 +120,10 @@ OptionParser make_parser(ServerCommandOptions& o) {
   parser.accepted({"--no-slots"}, "", "/slots is not supported");
   parser.accepted({"--jinja"}, "", "chat templates are not rendered by this version");
   parser.accepted({"--no-jinja"}, "", "chat templates are not rendered by this version");
-  parser.unsupported(
-      {"-nocb",          "--no-cont-batching", "--rerank",        "--reranking",          "--slots",
-       "--props",        "--slot-save-path",   "--chat-template", "--chat-template-file", "--api-key-file",
-       "--ssl-key-file", "--ssl-cert-file",    "--path",          "--reasoning-format",   "--reasoning-budget",
-       "--cache-reuse",  "--cache-ram",        "-cram",           "--models-dir",         "--sleep-idle-seconds",
-       "--tools"});
+  parser.unsupported({"-nocb", "--no-cont-batching", "--rerank", "--reranking", "--slots", "--props",
+                      "--slot-save-path", "--chat-template", "--chat-template-file", "--api-key-file", "--ssl-key-file",
+                      "--ssl-cert-file", "--path", "--reasoning-format", "--reasoning-budget", "--models-dir",
+                      "--sleep-idle-seconds", "--tools"});
   return parser;
 }
 

@@ -177,6 +177,7 @@ std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
     }
     auto sequence = std::make_unique<Sequence>();
     sequence->tokens = std::move(params.prompt);
+    sequence->uses_cache = params.cache_prompt;
     sequence->generation.emplace(
         Generation{params.n_predict, Sampler(std::move(params.sampling), seed, banned, plan.n_vocab, &vocabulary_),
                    AnswerText(vocabulary_, std::move(params.stop))});
@@ -461,7 +462,8 @@ void Engine::Impl::take_hidden(Sequence& sequence, const BatchPart& part, std::s
 void Engine::Impl::note_first_token(Sequence& sequence) {
   if (sequence.first_token) return;
   sequence.first_token = Clock::now();
-  counters_.prompt_tokens += sequence.n_prompt;
+  counters_.prompt_tokens += sequence.n_prompt - sequence.n_cached.value_or(0);
+  counters_.cached_prompt_tokens += sequence.n_cached.value_or(0);
   counters_.prompt_seconds += milliseconds(sequence.first_scheduled, sequence.first_token) / 1000;
 }
 
@@ -531,7 +533,8 @@ void Engine::Impl::end(uint64_t id) {
 
 Timings Engine::Impl::timings(const Sequence& sequence) const {
   Timings timings;
-  timings.prompt_n = sequence.n_prompt;
+  timings.cache_n = sequence.n_cached.value_or(0);
+  timings.prompt_n = sequence.n_prompt - timings.cache_n;
   timings.prompt_ms = milliseconds(sequence.first_scheduled, sequence.first_token);
   timings.predicted_n = sequence.n_tokens() - sequence.n_prompt;
   timings.predicted_ms = milliseconds(sequence.first_token, sequence.last_token);

@@ -27,13 +27,14 @@ struct EngineOptions {
 
 // Since the engine started; what /metrics shows.
 struct EngineCounters {
-  uint64_t requests = 0;   // accepted
-  uint64_t finished = 0;   // answered to the end
-  uint64_t failed = 0;     // ended with an ErrorEvent
-  uint64_t cancelled = 0;  // the consumer left
-  uint64_t refused = 0;    // submit() or embed() threw
-  uint64_t prompt_tokens = 0;
-  double prompt_seconds = 0;  // time sequences spent from their first prefill to their first token
+  uint64_t requests = 0;              // accepted
+  uint64_t finished = 0;              // answered to the end
+  uint64_t failed = 0;                // ended with an ErrorEvent
+  uint64_t cancelled = 0;             // the consumer left
+  uint64_t refused = 0;               // submit() or embed() threw
+  uint64_t prompt_tokens = 0;         // evaluated
+  uint64_t cached_prompt_tokens = 0;  // taken from the prefix cache
+  double prompt_seconds = 0;          // time sequences spent from their first prefill to their first token
   uint64_t predicted_tokens = 0;
   double predicted_seconds = 0;    // time sequences spent from their first to their last token
   uint64_t recomputed_tokens = 0;  // prefilled again after a preemption
@@ -56,7 +57,7 @@ struct EngineStatus {
   std::optional<PlanSummary> plan;  // the current one; only when ready or stopping
   uint32_t slots_total = 0, slots_busy = 0;
   uint32_t queue_length = 0;
-  double kv_usage_ratio = 0;  // used / all blocks of the fullest cache group, 0..1
+  double kv_usage_ratio = 0;  // blocks held by sequences / all, of the fullest cache group, 0..1
   EngineCounters counters;
 };
 

@@ -20,6 +20,11 @@ struct GroupLimits {
   Kind kind = Kind::full;
   uint32_t window = 0;  // tokens, for Kind::window: a row at position p sees [p - window + 1, p]
   uint32_t n_blocks = 0;
+
+  // The first position that the row at `position` sees.
+  uint32_t first_visible(uint32_t position) const {
+    return kind == Kind::window && position + 1 > window ? position + 1 - window : 0;
+  }
 };
 
 // One stage of the current plan, for people.

@@ -25,6 +25,8 @@ struct GenerateParams {
   std::vector<std::string> stop;  // texts that end the answer and are not part of it
   SamplingParams sampling;
   std::optional<GrammarSpec> grammar;  // the form of the answer; unset: any text
+  // Take what earlier requests computed for the same beginning, and leave one's own for later ones.
+  bool cache_prompt = true;
 };
 
 // Which rows of the last hidden state are wanted, and how they become one vector.
@@ -69,7 +71,7 @@ std::string_view name(StopType type);
 
 struct Timings {
   uint32_t cache_n = 0;      // prompt tokens taken from a cache
-  uint32_t prompt_n = 0;     // prompt tokens evaluated
+  uint32_t prompt_n = 0;     // prompt tokens evaluated: the others
   double prompt_ms = 0;      // from the first prefill to the first token
   uint32_t predicted_n = 0;  // tokens generated, the end-of-generation token included
   double predicted_ms = 0;   // from the first token to the last

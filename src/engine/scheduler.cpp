@@ -12,12 +12,6 @@ uint32_t blocks_for(uint64_t n_tokens, uint32_t block_tokens) {
   return static_cast<uint32_t>((n_tokens + block_tokens - 1) / block_tokens);
 }
 
-// The first position that the row at `position` sees in a group.
-uint32_t first_visible(const GroupLimits& group, uint32_t position) {
-  if (group.kind != GroupLimits::Kind::window || position + 1 < group.window) return 0;
-  return position + 1 - group.window;
-}
-
 // Blocks that one sequence of n_tokens needs at a time; a window slides through at most one more than it spans.
 uint32_t blocks_needed(const GroupLimits& group, uint32_t n_tokens, uint32_t block_tokens) {
   if (group.kind == GroupLimits::Kind::none) return 0;
@@ -49,6 +43,7 @@ void Scheduler::set_plan(const PlanSummary& plan) {
   encoder_ = is_encoder(plan);
   allocators_.clear();
   for (const GroupLimits& group : plan.groups) allocators_.emplace_back(group.n_blocks);
+  cache_.reset(plan, &allocators_);
   slots_.assign(n_parallel_ == 0 ? plan.max_slots : std::min(n_parallel_, plan.max_slots), false);
   ops_.clear();
   n_running_ = 0;
@@ -88,14 +83,16 @@ double Scheduler::kv_usage() const {
   double usage = 0;
   for (const BlockAllocator& allocator : allocators_) {
     if (allocator.n_blocks() == 0) continue;
-    usage = std::max(usage, 1.0 - static_cast<double>(allocator.n_free()) / allocator.n_blocks());
+    usage = std::max(usage, 1.0 - static_cast<double>(allocator.n_available()) / allocator.n_blocks());
   }
   return usage;
 }
 
-// Frees blocks and slot. The stages learn of it with the next batch; since they apply operations in order, the blocks
-// may be given to others in that same batch.
-void Scheduler::release(Sequence& sequence) {
+// Gives blocks and slot back. The stages learn of it with the next batch; since they apply operations in order, the
+// blocks may be given to others in that same batch.
+void Scheduler::release(Sequence& sequence, Blocks blocks) {
+  if (sequence.uses_cache && blocks == Blocks::cached)
+    cache_.insert_ended(std::span(sequence.tokens).first(sequence.n_scheduled), sequence.tables);
   bool held = false;
   for (size_t group = 0; group < sequence.tables.size(); ++group) {
     held = held || sequence.tables[group].end() > 0;
@@ -118,9 +115,12 @@ void Scheduler::preempt(Sequence& sequence) {
 }
 
 // Whether a waiting sequence can be computed up to its next token from blocks that no running sequence holds or needs
-// for its own tokens. Room for less would make it compute for nothing and be preempted again.
+// for its own tokens, but for those of its prefix. Room for less would make it compute for nothing and be preempted
+// again.
 bool Scheduler::fits_now(const Sequence& waiting) const {
-  for (size_t group = 0; group < allocators_.size(); ++group) {
+  std::optional<PrefixMatch> match;
+  for (uint32_t group = 0; group < allocators_.size(); ++group) {
+    const BlockAllocator& allocator = allocators_[group];
     const auto needed = [&](const Sequence& sequence) {
       return blocks_needed(plan_.groups[group], sequence.n_tokens(), plan_.block_tokens);
     };
@@ -130,7 +130,11 @@ bool Scheduler::fits_now(const Sequence& waiting) const {
       const auto held = static_cast<uint32_t>(sequence->tables[group].blocks.size());
       claimed += needed(*sequence) - std::min(needed(*sequence), held);
     }
-    if (claimed > allocators_[group].n_free()) return false;
+    if (claimed <= allocator.n_available()) continue;
+    if (!waiting.uses_cache) return false;
+    if (!match) match = cache_.find(waiting.tokens, waiting.n_tokens() - 1);
+    for (const uint32_t block : match->tables[group].blocks) claimed -= allocator.holders(block) > 0;
+    if (claimed > allocator.n_available()) return false;
   }
   return true;
 }
@@ -149,9 +153,57 @@ void Scheduler::admit() {
   }
 }
 
+// A block that no table holds; n_wanted: so many will be asked for, of which some are evicted from the cache if need
+// be.
+uint32_t Scheduler::allocate(uint32_t group, uint32_t n_wanted) {
+  cache_.evict(group, n_wanted);
+  const std::optional<uint32_t> block = allocators_[group].allocate();
+  CARAVAN_ASSERT(block.has_value(), "who allocates has counted the available blocks");
+  return *block;
+}
+
+// Gives a sequence that holds nothing yet the blocks of its longest cached prefix; its last token is always computed.
+void Scheduler::take_cached_prefix(Sequence& sequence) {
+  const PrefixMatch match = cache_.find(sequence.tokens, sequence.n_tokens() - 1);
+  cache_.hold(match);
+  sequence.tables = match.tables;
+  sequence.n_scheduled = match.n_tokens;
+  for (uint32_t group = 0; group < allocators_.size(); ++group) {
+    const BlockTable& table = match.tables[group];
+    if (table.n_dropped > 0) {
+      ops_.push_back({.kind = stage::KvOp::Kind::drop_front,
+                      .group = group,
+                      .slot = *sequence.slot,
+                      .n_tokens = table.n_dropped * plan_.block_tokens});
+    }
+    for (const uint32_t block : table.blocks)
+      ops_.push_back({.kind = stage::KvOp::Kind::append, .group = group, .slot = *sequence.slot, .block = block});
+  }
+  if (match.n_partial > 0) copy_partial(sequence, match);
+  if (!sequence.n_cached) sequence.n_cached = sequence.n_scheduled;
+}
+
+// A prefix that ends inside a block: the block is copied, as its rest will differ. Ends the hold on it.
+void Scheduler::copy_partial(Sequence& sequence, const PrefixMatch& match) {
+  const bool room = std::all_of(allocators_.begin(), allocators_.end(),
+                                [](const BlockAllocator& allocator) { return allocator.n_available() > 0; });
+  for (uint32_t group = 0; room && group < allocators_.size(); ++group) {
+    const uint32_t copy = allocate(group, 1);
+    sequence.tables[group].blocks.push_back(copy);
+    ops_.push_back({.kind = stage::KvOp::Kind::copy_block,
+                    .group = group,
+                    .slot = *sequence.slot,
+                    .block = copy,
+                    .source = match.partial[group]});
+    ops_.push_back({.kind = stage::KvOp::Kind::append, .group = group, .slot = *sequence.slot, .block = copy});
+  }
+  if (room) sequence.n_scheduled += match.n_partial;
+  cache_.release_partial(match);
+}
+
 // Decode rows first, then prefill chunks. With several batches in flight each takes its share of the decoding
 // sequences, so that all stages have work.
-std::vector<Scheduler::Chunk> Scheduler::choose() const {
+std::vector<Scheduler::Chunk> Scheduler::choose() {
   std::vector<Chunk> chunks;
   uint32_t n_decoding = 0;
   for (const auto& [id, sequence] : sequences_) n_decoding += sequence->slot && sequence->decodes();
@@ -169,6 +221,8 @@ std::vector<Scheduler::Chunk> Scheduler::choose() const {
   for (const auto& [id, sequence] : sequences_) {
     if (!sequence->slot || sequence->awaits_output || sequence->decodes() || sequence->n_remaining() == 0) continue;
     if (rows_left == 0) break;
+    // As late as possible: what older sequences compute meanwhile is shared too.
+    if (sequence->uses_cache && sequence->n_scheduled == 0) take_cached_prefix(*sequence);
     const bool every_row_wanted = sequence->embedding && sequence->embedding->n_wanted(sequence->n_tokens()) > 1;
     const uint32_t most = every_row_wanted ? std::min(rows_left, outputs_left) : rows_left;
     if (outputs_left == 0 || (encoder_ && sequence->n_remaining() > most)) break;
@@ -183,17 +237,17 @@ uint32_t Scheduler::rows_that_fit(const Sequence& sequence) const {
   uint64_t n_tokens = std::numeric_limits<uint32_t>::max();
   for (size_t group = 0; group < allocators_.size(); ++group) {
     if (plan_.groups[group].kind == GroupLimits::Kind::none) continue;
-    const uint64_t n_blocks = uint64_t{sequence.tables[group].end()} + allocators_[group].n_free();
+    const uint64_t n_blocks = uint64_t{sequence.tables[group].end()} + allocators_[group].n_available();
     n_tokens = std::min(n_tokens, n_blocks * plan_.block_tokens);
   }
   return static_cast<uint32_t>(n_tokens - std::min<uint64_t>(n_tokens, sequence.n_scheduled));
 }
 
-// Frees the blocks that no row from n_scheduled on sees.
+// Gives back the blocks that no row from n_scheduled on sees.
 void Scheduler::drop_left_windows(Sequence& sequence) {
   for (uint32_t group = 0; group < allocators_.size(); ++group) {
     BlockTable& table = sequence.tables[group];
-    const uint32_t n_left = first_visible(plan_.groups[group], sequence.n_scheduled) / plan_.block_tokens;
+    const uint32_t n_left = plan_.groups[group].first_visible(sequence.n_scheduled) / plan_.block_tokens;
     if (n_left <= table.n_dropped) continue;
     while (table.n_dropped < n_left) {
       allocators_[group].release(table.blocks.front());
@@ -213,10 +267,9 @@ void Scheduler::append_blocks(Sequence& sequence, uint32_t n_rows) {
     if (plan_.groups[group].kind == GroupLimits::Kind::none) continue;
     BlockTable& table = sequence.tables[group];
     while (table.end() < n_blocks) {
-      const std::optional<uint32_t> block = allocators_[group].allocate();
-      CARAVAN_ASSERT(block.has_value(), "rows_that_fit counted the free blocks");
-      table.blocks.push_back(*block);
-      ops_.push_back({.kind = stage::KvOp::Kind::append, .group = group, .slot = *sequence.slot, .block = *block});
+      const uint32_t block = allocate(group, n_blocks - table.end());
+      table.blocks.push_back(block);
+      ops_.push_back({.kind = stage::KvOp::Kind::append, .group = group, .slot = *sequence.slot, .block = block});
     }
   }
 }
@@ -281,7 +334,7 @@ void Scheduler::add_rows(ScheduledBatch& scheduled, const Chunk& chunk) {
       if (group.kind == GroupLimits::Kind::none) {
         batch.visible.push_back({static_cast<int32_t>(first_row), static_cast<int32_t>(first_row + chunk.n_rows)});
       } else {
-        batch.visible.push_back({static_cast<int32_t>(first_visible(group, position)), p + 1});
+        batch.visible.push_back({static_cast<int32_t>(group.first_visible(position)), p + 1});
       }
     }
   }
@@ -293,7 +346,10 @@ void Scheduler::add_rows(ScheduledBatch& scheduled, const Chunk& chunk) {
   add_outputs(scheduled, part, sequence, first_row);
   scheduled.n_recomputed +=
       std::min(chunk.n_rows, sequence.n_evaluated - std::min(sequence.n_evaluated, sequence.n_scheduled));
+  const uint32_t n_whole_blocks = sequence.n_scheduled / plan_.block_tokens;
   sequence.n_scheduled += chunk.n_rows;
+  if (sequence.uses_cache && sequence.n_scheduled / plan_.block_tokens > n_whole_blocks)
+    cache_.insert(std::span(sequence.tokens).first(sequence.n_scheduled), sequence.tables);
   sequence.n_evaluated = std::max(sequence.n_evaluated, sequence.n_scheduled);
   sequence.awaits_output = part.reaches_end;
   scheduled.parts.push_back(part);
@@ -320,8 +376,9 @@ std::optional<ScheduledBatch> Scheduler::next_batch(bool nothing_in_flight) {
 
 void Scheduler::recompute_all() {
   for (auto& [id, sequence] : sequences_) {
-    if (sequence->slot) release(*sequence);
+    if (sequence->slot) release(*sequence, Blocks::dropped);
   }
+  cache_.clear();
   ops_.clear();
   for (stage::Slot slot = 0; slot < n_slots(); ++slot) {
     ops_.push_back({.kind = stage::KvOp::Kind::free, .slot = slot});

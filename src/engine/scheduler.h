@@ -10,6 +10,7 @@
 
 #include "engine/block_allocator.h"
 #include "engine/pipeline.h"
+#include "engine/prefix_cache.h"
 #include "engine/sequence.h"
 
 namespace caravan::engine {
@@ -62,8 +63,9 @@ class Scheduler {
   // result.
   std::optional<ScheduledBatch> next_batch(bool nothing_in_flight);
 
-  // A batch failed, so it is unknown which of its block operations were applied: empties all block tables, here and,
-  // with the next batch, at the stages. Running sequences wait, to be computed again; results in flight are void.
+  // A batch failed, so it is unknown which of its block operations were applied: empties the prefix cache and all block
+  // tables, here and, with the next batch, at the stages. Running sequences wait, to be computed again; results in
+  // flight are void.
   void recompute_all();
 
   uint32_t n_slots() const { return static_cast<uint32_t>(slots_.size()); }
@@ -71,7 +73,7 @@ class Scheduler {
   uint32_t n_waiting() const { return static_cast<uint32_t>(sequences_.size()) - n_running_; }
   uint32_t max_in_flight() const;
   uint64_t n_preemptions() const { return n_preemptions_; }
-  // Used / all blocks of the fullest group.
+  // Blocks held by sequences / all blocks of the fullest group; those that only the prefix cache keeps count as free.
   double kv_usage() const;
 
  private:
@@ -82,14 +84,18 @@ class Scheduler {
 
   void admit();
   bool fits_now(const Sequence& waiting) const;
-  std::vector<Chunk> choose() const;
+  std::vector<Chunk> choose();
+  void take_cached_prefix(Sequence& sequence);
+  void copy_partial(Sequence& sequence, const PrefixMatch& match);
+  uint32_t allocate(uint32_t group, uint32_t n_wanted);
   void reserve(std::vector<Chunk>& chunks);
   uint32_t rows_that_fit(const Sequence& sequence) const;
   void drop_left_windows(Sequence& sequence);
   void append_blocks(Sequence& sequence, uint32_t n_rows);
   Sequence* newest_after(uint64_t id) const;
   void preempt(Sequence& sequence);
-  void release(Sequence& sequence);
+  enum class Blocks { cached, dropped };
+  void release(Sequence& sequence, Blocks blocks = Blocks::cached);
   void add_rows(ScheduledBatch& scheduled, const Chunk& chunk);
   void add_outputs(ScheduledBatch& scheduled, BatchPart& part, Sequence& sequence, uint32_t first_row);
 
@@ -97,7 +103,8 @@ class Scheduler {
   const uint32_t max_in_flight_;
   PlanSummary plan_;
   bool encoder_ = false;
-  std::vector<BlockAllocator> allocators_;                   // per cache group
+  std::vector<BlockAllocator> allocators_;  // per cache group
+  PrefixCache cache_;
   std::vector<bool> slots_;                                  // in use
   std::map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by age
   uint32_t n_running_ = 0;

@@ -7,19 +7,13 @@
 #include <vector>
 
 #include "engine/answer.h"
+#include "engine/block_table.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "engine/stream_state.h"
 #include "stage/batch.h"
 
 namespace caravan::engine {
-
-// The blocks of one sequence in one cache group, by logical index (position / block_tokens).
-struct BlockTable {
-  uint32_t n_dropped = 0;       // logical blocks at the front that left the window
-  std::deque<uint32_t> blocks;  // the ones after them
-  uint32_t end() const { return n_dropped + static_cast<uint32_t>(blocks.size()); }
-};
 
 // What only a generating sequence has.
 struct Generation {
@@ -50,17 +44,19 @@ struct Sequence {
   uint64_t id = 0;              // grows with every request: age
   std::vector<int32_t> tokens;  // prompt and answer
   uint32_t n_prompt = 0;
+  bool uses_cache = false;               // takes blocks of the prefix cache and leaves its own there
   std::shared_ptr<StreamState> stream;   // shared with the consumer
   std::optional<Generation> generation;  // exactly one of
   std::optional<Embedding> embedding;    // these two
 
   // Set by the scheduler.
-  std::optional<stage::Slot> slot;  // unset: waiting
-  std::vector<BlockTable> tables;   // one per cache group while there is a slot
-  uint32_t n_scheduled = 0;         // leading tokens that are in the KV cache or in a batch in flight
-  bool awaits_output = false;       // the row after which a token is sampled is in flight
-  uint32_t incarnation = 0;         // grows when the KV cache is lost: results of older batches are void
-  uint32_t n_evaluated = 0;         // most tokens that were ever scheduled: fewer means computing again
+  std::optional<stage::Slot> slot;   // unset: waiting
+  std::vector<BlockTable> tables;    // one per cache group while there is a slot
+  uint32_t n_scheduled = 0;          // leading tokens that are in the KV cache or in a batch in flight
+  bool awaits_output = false;        // the row after which a token is sampled is in flight
+  std::optional<uint32_t> n_cached;  // prompt tokens that the prefix cache had when the sequence first ran
+  uint32_t incarnation = 0;          // grows when the KV cache is lost: results of older batches are void
+  uint32_t n_evaluated = 0;          // most tokens that were ever scheduled: fewer means computing again
 
   // Set by the engine, for Timings.
   using Clock = std::chrono::steady_clock;

@@ -35,6 +35,7 @@ struct ApiSettings {
   std::vector<std::string> api_keys;  // empty: nothing is checked
   engine::SamplingParams sampling;    // defaults of requests
   int32_t n_predict = -1;             // default and upper limit of requests; negative: none
+  bool cache_prompt = true;           // default of requests
   bool embeddings_only = false;       // --embeddings: generation answers 501
   bool web_page = true;               // --no-ui: no chat page at /
 };

@@ -116,6 +116,8 @@ http::Response metrics(const Api& api) {
   response.headers = {{"Process-Start-Time-Unix", std::to_string(api.model.created)}};
   response.body =
       metric("counter", "prompt_tokens_total", "Prompt tokens processed.", number(c.prompt_tokens)) +
+      metric("counter", "prompt_tokens_cached_total", "Prompt tokens taken from the prefix cache.",
+             number(c.cached_prompt_tokens)) +
       metric("counter", "prompt_seconds_total", "Seconds spent on prompts.", c.prompt_seconds) +
       metric("counter", "tokens_predicted_total", "Tokens generated.", number(c.predicted_tokens)) +
       metric("counter", "tokens_predicted_seconds_total", "Seconds spent on generation.", c.predicted_seconds) +

@@ -246,6 +246,7 @@ CompletionParams parse_completion(const Json& body, const Api& api) {
   CompletionParams params;
   params.stream = find_bool(body, "stream").value_or(false);
   params.return_tokens = find_bool(body, "return_tokens").value_or(false);
+  params.generate.cache_prompt = find_bool(body, "cache_prompt").value_or(api.settings.cache_prompt);
   if (const Json* value = find_field(body, "response_fields"))
     params.response_fields = text_list(*value, "response_fields");
 

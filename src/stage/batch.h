@@ -27,7 +27,7 @@ struct KvOp {
     append,      // slot's table in group gets `block` as its next logical block
     truncate,    // slot's tables in all groups are cut to the blocks that hold the first `n_tokens` tokens
     drop_front,  // the first `n_tokens` / block_tokens logical blocks of slot's table in group are forgotten (left
-                 // windows)
+                 // windows); a shorter table grows to as many
     fork,  // slot's tables in all groups become those of `source` cut to the blocks of the first `n_tokens` tokens
     free,  // slot's tables in all groups are emptied
     copy_block,  // the contents of block `source` are copied to `block` in group (before a shared block is written)

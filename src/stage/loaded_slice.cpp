@@ -310,7 +310,12 @@ void SliceSession::apply(const KvOp& op) {
       return;
     case KvOp::Kind::drop_front: {
       std::vector<int32_t>& table = tables_[op.group][op.slot];
-      const size_t n = std::min<size_t>(table.size(), op.n_tokens / limits_.block_tokens);
+      const size_t n = op.n_tokens / limits_.block_tokens;
+      if (n > kMaxTableLength) {
+        throw ProtocolError(fmt::format("slot {} of group {}: {} blocks cannot be dropped, a table holds at most {}",
+                                        op.slot, op.group, n, kMaxTableLength));
+      }
+      table.resize(std::max(table.size(), n), device::kNoBlock);
       std::fill_n(table.begin(), n, device::kNoBlock);
       return;
     }

@@ -40,7 +40,7 @@ class HttpApi(ClusterTest):
         self.assertEqual((answer["stop"], answer["stop_type"], answer["tokens_predicted"], answer["model"]), (True, "limit", 8, "demo"))
         self.assertTrue(answer["stopped_limit"])
         self.assertEqual(answer["timings"]["predicted_n"], 8)
-        self.assertEqual(answer["timings"]["prompt_n"], answer["tokens_evaluated"])
+        self.assertEqual(answer["timings"]["prompt_n"] + answer["timings"]["cache_n"], answer["tokens_evaluated"])
         self.assertEqual(answer["generation_settings"]["temperature"], 0)
 
     def test_a_stream_gives_the_same_text_in_pieces(self):

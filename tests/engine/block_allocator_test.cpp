@@ -27,6 +27,23 @@ TEST(BlockAllocator, FreesASharedBlockWithItsLastHolder) {
   EXPECT_EQ(allocator.n_free(), 1u);
 }
 
+TEST(BlockAllocator, KeepsABlockBeyondItsLastHolderUntilItIsForgotten) {
+  BlockAllocator allocator(2);
+  const uint32_t block = *allocator.allocate();
+  allocator.keep(block);
+  EXPECT_FALSE(allocator.idle(block));
+  allocator.release(block);
+  EXPECT_TRUE(allocator.idle(block));
+  EXPECT_EQ(allocator.n_free(), 1u);
+  EXPECT_EQ(allocator.n_available(), 2u);
+  allocator.share(block);
+  EXPECT_EQ(allocator.n_available(), 1u);
+  allocator.forget(block);
+  EXPECT_EQ(allocator.n_available(), 1u);
+  allocator.release(block);
+  EXPECT_EQ(allocator.n_free(), 2u);
+}
+
 TEST(BlockAllocatorDeathTest, NoticesABlockReleasedTwice) {
   BlockAllocator allocator(2);
   const uint32_t block = *allocator.allocate();

@@ -12,6 +12,7 @@
 namespace caravan::engine::test {
 namespace {
 
+// Not GroupLimits::first_visible(), which is under test.
 uint32_t first_visible(const GroupLimits& group, uint32_t position) {
   const bool limited = group.kind == GroupLimits::Kind::window && position + 1 > group.window;
   return limited ? position + 1 - group.window : 0;
@@ -166,12 +167,13 @@ uint32_t FakePipeline::max_in_flight() const {
 size_t FakePipeline::n_blocks_in_tables() const {
   std::lock_guard lock(mutex_);
   size_t n = 0;
-  for (const auto& group : blocks_) n += group.size();
+  for (const auto& group : blocks_)
+    for (const auto& [id, block] : group) n += block.n_tables > 0;
   return n;
 }
 
 void FakePipeline::empty(uint32_t group, Table& table) {
-  for (const uint32_t block : table.blocks) blocks_[group].erase(block);
+  for (const uint32_t block : table.blocks) --blocks_[group].at(block).n_tables;
   table = {};
 }
 
@@ -180,17 +182,20 @@ void FakePipeline::apply(const stage::KvOp& op) {
   switch (op.kind) {
     case stage::KvOp::Kind::append:
       if (op.block >= plan_->groups[op.group].n_blocks) note(fmt::format("block {} does not exist", op.block));
-      if (!blocks_[op.group].emplace(op.block, std::vector<Cell>(plan_->block_tokens)).second) {
-        note(fmt::format("block {} of group {} is in a table already", op.block, op.group));
+      {
+        Block& block = blocks_[op.group][op.block];
+        block.cells.resize(plan_->block_tokens);
+        ++block.n_tables;
       }
       tables_[op.group][op.slot].blocks.push_back(op.block);
       return;
     case stage::KvOp::Kind::drop_front: {
       Table& table = tables_[op.group][op.slot];
       while (table.n_dropped < op.n_tokens / plan_->block_tokens) {
-        if (table.blocks.empty()) return note("more blocks dropped than there are");
-        blocks_[op.group].erase(table.blocks.front());
-        table.blocks.pop_front();
+        if (!table.blocks.empty()) {
+          --blocks_[op.group].at(table.blocks.front()).n_tables;
+          table.blocks.pop_front();
+        }
         ++table.n_dropped;
       }
       return;
@@ -198,19 +203,34 @@ void FakePipeline::apply(const stage::KvOp& op) {
     case stage::KvOp::Kind::free:
       for (uint32_t group = 0; group < tables_.size(); ++group) empty(group, tables_[group][op.slot]);
       return;
+    case stage::KvOp::Kind::copy_block: {
+      if (op.block >= plan_->groups[op.group].n_blocks) note(fmt::format("block {} does not exist", op.block));
+      const auto source = blocks_[op.group].find(op.source);
+      if (source == blocks_[op.group].end()) return note("a copy of a block that never was in a table");
+      const std::vector<Cell> cells = source->second.cells;
+      Block& copy = blocks_[op.group][op.block];
+      if (copy.n_tables > 0) note(fmt::format("block {} is overwritten while it is in a table", op.block));
+      copy.cells = cells;
+      return;
+    }
     default:
       note("an operation that the engine does not use");
   }
 }
 
-FakePipeline::Cell* FakePipeline::cell(uint32_t group, stage::Slot slot, uint32_t position) {
+FakePipeline::Block* FakePipeline::block_of(uint32_t group, stage::Slot slot, uint32_t position) {
   const Table& table = tables_[group][slot];
   const uint32_t logical = position / plan_->block_tokens;
   if (logical < table.n_dropped || logical - table.n_dropped >= table.blocks.size()) {
     note(fmt::format("group {} slot {}: no block for position {}", group, slot, position));
     return nullptr;
   }
-  return &blocks_[group][table.blocks[logical - table.n_dropped]][position % plan_->block_tokens];
+  return &blocks_[group].at(table.blocks[logical - table.n_dropped]);
+}
+
+FakePipeline::Cell* FakePipeline::cell(uint32_t group, stage::Slot slot, uint32_t position) {
+  Block* block = block_of(group, slot, position);
+  return block ? &block->cells[position % plan_->block_tokens] : nullptr;
 }
 
 uint64_t FakePipeline::compute_encoder_row(const stage::Batch& batch, uint32_t row) {
@@ -248,6 +268,8 @@ std::vector<uint64_t> FakePipeline::compute(const stage::Batch& batch) {
     }
     states.push_back(ToyModel::state(batch.tokens[row], position, seen));
     for (uint32_t group = 0; group < n_groups; ++group) {
+      const Block* block = block_of(group, batch.slots[row], position);
+      if (block && block->n_tables > 1) note(fmt::format("position {} is written into a shared block", position));
       if (Cell* own = cell(group, batch.slots[row], position)) *own = {position, states.back()};
     }
   }

@@ -78,6 +78,11 @@ class FakePipeline : public Pipeline {
     int64_t position = -1;
     uint64_t state = 0;
   };
+  // As at a real stage, contents outlive tables.
+  struct Block {
+    std::vector<Cell> cells;
+    uint32_t n_tables = 0;
+  };
   struct Table {
     uint32_t n_dropped = 0;
     std::deque<uint32_t> blocks;
@@ -85,6 +90,7 @@ class FakePipeline : public Pipeline {
 
   void apply(const stage::KvOp& op);
   void empty(uint32_t group, Table& table);
+  Block* block_of(uint32_t group, stage::Slot slot, uint32_t position);
   Cell* cell(uint32_t group, stage::Slot slot, uint32_t position);
   std::vector<uint64_t> compute(const stage::Batch& batch);
   uint64_t compute_encoder_row(const stage::Batch& batch, uint32_t row);
@@ -106,8 +112,8 @@ class FakePipeline : public Pipeline {
   std::string fail_reason_;
 
   std::optional<PlanSummary> plan_;
-  std::vector<std::vector<Table>> tables_;                     // [group][slot]
-  std::vector<std::map<uint32_t, std::vector<Cell>>> blocks_;  // [group][block], only blocks in a table
+  std::vector<std::vector<Table>> tables_;         // [group][slot]
+  std::vector<std::map<uint32_t, Block>> blocks_;  // [group][block], all that were ever in a table
 };
 
 // A SentencePiece vocabulary: <unk>, <s>, </s>, the 256 byte tokens (3 + byte), then " a", " b", "ab", "the end".

@@ -348,6 +348,36 @@ TEST_F(WindowedStageTest, ForgetsBlocksThatLeftTheWindow) {
   EXPECT_NE(table[3], device::kNoBlock);
 }
 
+// What a sequence does that starts after a cached prefix: only the end of its window is there.
+TEST_F(WindowedStageTest, GoesOnFromAPrefixOfWhichOnlyTheWindowIsThere) {
+  CpuDevice device(1, select_isa(), 0);
+  testing::SliceChain chain(device, model_, {whole_}, cache_);
+  BatchBuilder b = builder();
+  Batch first;
+  b.add(first, 0, count_from(3, 48), OutputKind::logits);
+  chain.compute(first);
+  Batch next;
+  b.add(next, 0, count_from(51, 1), OutputKind::logits);
+  const std::vector<float> expected = chain.compute(next).at(0).values;
+
+  // Slot 1 takes the blocks of slot 0; in the window group (8 tokens, blocks of 16) only the third and fourth.
+  Batch shared = next;
+  shared.slots = {1};
+  shared.kv_ops.clear();
+  for (const int32_t block : chain.session(0).table(0, 0))
+    shared.kv_ops.push_back({KvOp::Kind::append, 0, 1, static_cast<uint32_t>(block), 0, 0});
+  shared.kv_ops.push_back({KvOp::Kind::drop_front, 1, 1, 0, 0, 32});
+  for (const size_t logical : {2u, 3u})
+    shared.kv_ops.push_back(
+        {KvOp::Kind::append, 1, 1, static_cast<uint32_t>(chain.session(0).table(0, 1)[logical]), 0, 0});
+  EXPECT_EQ(chain.compute(shared).at(0).values, expected);
+  EXPECT_EQ(chain.session(0).table(1, 1)[1], device::kNoBlock);
+
+  Batch too_long;
+  too_long.kv_ops = {{KvOp::Kind::drop_front, 1, 1, 0, 0, 1u << 30}};
+  EXPECT_THROW(chain.compute(too_long), ProtocolError);
+}
+
 class EncoderStageTest : public LocalStageTest {
  protected:
   EncoderStageTest() : LocalStageTest(options()) {}
