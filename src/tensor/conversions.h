@@ -40,7 +40,7 @@ void dequantize_q5_0(const std::byte* blocks, float* values, int64_t n);
 void quantize_q5_0(const float* values, std::byte* blocks, int64_t n);
 
 void dequantize_q4_k(const std::byte* blocks, float* values, int64_t n);
-// Weighted least squares over scale and minimum per sub-block; see k_quants.cpp.
+// Weighted least squares over scale and minimum per sub-block; see scale_search.h.
 void quantize_q4_k(const float* values, std::byte* blocks, int64_t n);
 
 void dequantize_q5_k(const std::byte* blocks, float* values, int64_t n);
@@ -48,8 +48,44 @@ void dequantize_q5_k(const std::byte* blocks, float* values, int64_t n);
 void quantize_q5_k(const float* values, std::byte* blocks, int64_t n);
 
 void dequantize_q6_k(const std::byte* blocks, float* values, int64_t n);
-// Weighted least squares over the scale per sub-block; see k_quants.cpp.
+// Weighted least squares over the scale per sub-block; see scale_search.h.
 void quantize_q6_k(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_q2_k(const std::byte* blocks, float* values, int64_t n);
+// As Q4_K, with 4 levels and sub-blocks of 16.
+void quantize_q2_k(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_q3_k(const std::byte* blocks, float* values, int64_t n);
+// As Q6_K, with 8 levels.
+void quantize_q3_k(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_iq4_nl(const std::byte* blocks, float* values, int64_t n);
+// Weighted least squares over the scale; see scale_search.h.
+void quantize_iq4_nl(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_iq4_xs(const std::byte* blocks, float* values, int64_t n);
+// As IQ4_NL per sub-block, with scales rounded as those of Q6_K.
+void quantize_iq4_xs(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_iq1_s(const std::byte* blocks, float* values, int64_t n);
+void dequantize_iq1_m(const std::byte* blocks, float* values, int64_t n);
+void dequantize_iq2_xxs(const std::byte* blocks, float* values, int64_t n);
+void dequantize_iq2_xs(const std::byte* blocks, float* values, int64_t n);
+void dequantize_iq2_s(const std::byte* blocks, float* values, int64_t n);
+void dequantize_iq3_xxs(const std::byte* blocks, float* values, int64_t n);
+void dequantize_iq3_s(const std::byte* blocks, float* values, int64_t n);
+
+void dequantize_tq1_0(const std::byte* blocks, float* values, int64_t n);
+// d = max|x|, q = x / d rounded half away from zero.
+void quantize_tq1_0(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_tq2_0(const std::byte* blocks, float* values, int64_t n);
+// As TQ1_0.
+void quantize_tq2_0(const float* values, std::byte* blocks, int64_t n);
+
+void dequantize_q1_0(const std::byte* blocks, float* values, int64_t n);
+void dequantize_q2_0(const std::byte* blocks, float* values, int64_t n);
+void dequantize_nvfp4(const std::byte* blocks, float* values, int64_t n);
 
 void dequantize_mxfp4(const std::byte* blocks, float* values, int64_t n);
 // e = floor(log2(max|x|)) - 2 + 127; each value gets the nearest code, of two equally near the one nearer to zero.

@@ -18,6 +18,15 @@ constexpr float kTwiceE2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6
 // 2^(e - 127) / 2, down to the subnormals for e = 0 and 1.
 float half_e8m0(uint8_t e) { return std::ldexp(1.0f, int{e} - 128); }
 
+// Half an unsigned float of four exponent and three mantissa bits; 0x7f, which would be NaN, counts as zero; the
+// highest bit is not used.
+float half_ue4m3(uint8_t bits) {
+  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+  if (bits == 0x7f) return 0;
+  if (exponent == 0) return std::ldexp(static_cast<float>(mantissa), -10);
+  return std::ldexp(static_cast<float>(8 + mantissa), exponent - 11);
+}
+
 // The code whose value is nearest to x, both doubled; of two equally near the one nearer to zero. NaN gives 0.
 uint8_t nearest_e2m1(float x) {
   const float magnitude = std::fabs(x);
@@ -56,6 +65,20 @@ void quantize_mxfp4(const float* values, std::byte* blocks, int64_t n) {
       block.qs[j] =
           static_cast<uint8_t>(nearest_e2m1(values[j] * inverse) | nearest_e2m1(values[j + kHalf] * inverse) << 4);
     std::memcpy(blocks + b * sizeof block, &block, sizeof block);
+  }
+}
+
+void dequantize_nvfp4(const std::byte* blocks, float* values, int64_t n) {
+  for (int64_t b = 0; b < n / BlockNvfp4::kLength; ++b) {
+    BlockNvfp4 block;
+    std::memcpy(&block, blocks + b * sizeof block, sizeof block);
+    for (int s = 0; s < 4; ++s, values += 16) {
+      const float d = half_ue4m3(block.scales[s]);
+      for (int j = 0; j < 8; ++j) {
+        values[j] = kTwiceE2m1[block.qs[8 * s + j] & 15] * d;
+        values[j + 8] = kTwiceE2m1[block.qs[8 * s + j] >> 4] * d;
+      }
+    }
   }
 }
 

@@ -338,7 +338,8 @@ TEST(CpuDevice, RefusesCachesThatTheKernelsCannotHold) {
 // ---- Weights -------------------------------------------------------------------------------------------------------
 
 TEST(CpuWeights, TakesBytesInPiecesOfAnySize) {
-  for (const DType dtype : {DType::f32, DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k}) {
+  for (const DType dtype :
+       {DType::f32, DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k, DType::mxfp4, DType::q3_k}) {
     SCOPED_TRACE(tensor::dtype_name(dtype));
     Model model;
     model.add_random("w", dtype, {256, 37, 3, 1}, 90);
@@ -386,7 +387,7 @@ TEST(CpuWeights, RefusesShapesAndTypesItCannotHold) {
   EXPECT_THROW(cpu_weight_bytes({"w", DType::f32, {0, 4, 1, 1}, WeightRole::matrix}), FormatError);
   EXPECT_THROW(cpu_weight_bytes({"w", DType::f32, {int64_t{1} << 40, int64_t{1} << 40, 1, 1}, WeightRole::matrix}),
                FormatError);
-  EXPECT_THROW(cpu_weight_bytes({"w", DType::tq1_0, {256, 4, 1, 1}, WeightRole::matrix}), NotSupportedError);
+  EXPECT_THROW(cpu_weight_bytes({"w", DType::i32, {256, 4, 1, 1}, WeightRole::matrix}), NotSupportedError);
   const auto account = std::make_shared<MemoryAccount>(0);
   const graph::WeightSpec spec{"w", DType::f32, {8, 4, 1, 1}, WeightRole::matrix};
   EXPECT_THROW(CpuWeightSet({spec, spec}, account), FormatError);

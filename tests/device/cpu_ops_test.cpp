@@ -406,8 +406,8 @@ Product multiply(const float* w, const float* x, int64_t n_in, int64_t n_out, in
   return product;
 }
 
-constexpr DType kMatrixTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,
-                                  DType::q4_0, DType::q4_k, DType::q6_k};
+constexpr DType kMatrixTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,   DType::q4_0,
+                                  DType::q4_k, DType::q6_k, DType::q2_k, DType::iq4_xs, DType::mxfp4};
 
 TEST(CpuMulMat, MatchesDoublePrecisionForEveryType) {
   for (const DType dtype : kMatrixTypes)
@@ -561,7 +561,8 @@ TEST(CpuMoe, MatchesDoublePrecisionForEveryGating) {
 }
 
 TEST(CpuMoe, IsCloseToDoublePrecisionWithQuantisedExpertsAndEqualAloneAndInABatch) {
-  for (const DType dtype : {DType::f16, DType::q8_0, DType::q4_0, DType::q4_k}) {
+  for (const DType dtype :
+       {DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q2_k, DType::iq4_nl, DType::mxfp4}) {
     SCOPED_TRACE(tensor::dtype_name(dtype));
     Model model = expert_model(dtype);
     const graph::MoeParams params{kUsed, graph::Gating::softmax, graph::WeightNorm::sum_to_one, 1, Activation::silu};

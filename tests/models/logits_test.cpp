@@ -144,7 +144,8 @@ TEST(KitLogits, MatchTheReferenceWithF16Weights) {
 // The reference rounds activations to int8 before it multiplies with quantised weights, and so may the device.
 TEST(KitLogits, MatchTheReferenceWithQuantisedWeights) {
   CARAVAN_REQUIRE_KIT(kit);
-  for (const char* type : {"F32", "BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q6_K"}) {
+  for (const char* type : {"F32", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M",
+                           "Q6_K", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ2_0", "MXFP4_MOE"}) {
     const std::string name = std::string("llama-") + type;
     const double error =
         kit_error(kit / "models" / "quants" / (name + ".gguf"), kit / "refs" / "quants" / (name + ".f32"));

@@ -61,8 +61,10 @@ TEST(DType, CountsBytesOfRows) {
 // The products and sums are rounded one by one, in the order of the kit's reference: equal bit for bit.
 TEST(Dequantize, MatchesTheKitForEverySupportedType) {
   CARAVAN_REQUIRE_KIT(kit);
-  for (const DType type : {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_1, DType::q5_1, DType::q4_k, DType::q5_k,
-                           DType::q6_k, DType::mxfp4}) {
+  for (const DType type : {DType::q4_0,    DType::q4_1,   DType::q5_0,  DType::q5_1,    DType::q8_0,  DType::q2_k,
+                           DType::q3_k,    DType::q4_k,   DType::q5_k,  DType::q6_k,    DType::iq1_s, DType::iq1_m,
+                           DType::iq2_xxs, DType::iq2_xs, DType::iq2_s, DType::iq3_xxs, DType::iq3_s, DType::iq4_nl,
+                           DType::iq4_xs,  DType::tq1_0,  DType::tq2_0, DType::mxfp4,   DType::nvfp4, DType::q1_0}) {
     const DTypeInfo& info = dtype_info(type);
     ASSERT_TRUE(can_dequantize(type)) << info.name;
     const auto blocks = read_file(kit / "quant" / (kit_name(type) + ".blocks"));
@@ -78,7 +80,8 @@ TEST(Dequantize, MatchesTheKitForEverySupportedType) {
 TEST(Quantize, ReproducesTheKitsBlocksWhereTheAlgorithmIsFixed) {
   CARAVAN_REQUIRE_KIT(kit);
   const auto input = read_floats(kit / "quant" / "input.f32");
-  for (const DType type : {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_1, DType::q5_1, DType::mxfp4}) {
+  for (const DType type :
+       {DType::q8_0, DType::q4_0, DType::q5_0, DType::q4_1, DType::q5_1, DType::mxfp4, DType::tq1_0, DType::tq2_0}) {
     const DTypeInfo& info = dtype_info(type);
     const auto expected = read_file(kit / "quant" / (kit_name(type) + ".blocks"));
     std::vector<std::byte> found(row_bytes(type, kKitValues));
