@@ -9,6 +9,7 @@
 #include "base/progress.h"
 #include "commands.h"
 #include "device/cpu/limits.h"
+#include "gguf/file_type.h"
 #include "model_options.h"
 #include "sequence_driver.h"
 
@@ -186,7 +187,7 @@ int run_bench(int argc, char** argv) {
   if (options.format == "json") {
     fmt::print("{}\n", result.dump(2));
   } else {
-    print_markdown(result, options, file_type_name(opened.file().metadata()));
+    print_markdown(result, options, gguf::file_type_description(opened.file().metadata()));
   }
   return 0;
 }

@@ -9,6 +9,7 @@ int run_cli(int argc, char** argv);
 int run_embedding(int argc, char** argv);
 int run_bench(int argc, char** argv);
 int run_logits(int argc, char** argv);
+int run_quantize(int argc, char** argv);
 int run_health(int argc, char** argv);
 
 }  // namespace caravan::app

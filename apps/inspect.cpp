@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "gguf/file_type.h"
 #include "options.h"
 
 namespace caravan::app {
@@ -149,7 +150,8 @@ std::string describe(const gguf::Model& model) {
                     fmt::to_string(tensor.file + 1), fmt::to_string(tensor.offset), fmt::to_string(tensor.size_bytes)});
   text += fmt::format("\ntensors ({})\n", model.tensors().size()) +
           format_columns(rows, {false, false, false, true, true, true});
-  return text + "\ntotals\n" + describe_totals(model);
+  return text + fmt::format("\ntotals (file type: {})\n", gguf::file_type_description(model.metadata())) +
+         describe_totals(model);
 }
 
 json describe_json(const gguf::Model& model, size_t max_elements) {
@@ -174,6 +176,7 @@ json describe_json(const gguf::Model& model, size_t max_elements) {
            {{"tensors", totals.n_tensors},
             {"parameters", totals.n_parameters},
             {"bytes", totals.size_bytes},
+            {"file_type", gguf::file_type_description(model.metadata())},
             {"bits_per_weight", totals.bits_per_weight()}}}};
 }
 

@@ -33,6 +33,7 @@ constexpr Command kCommands[] = {
     {"bench", "", "measure prompt and generation speed against the machine's limits", run_bench},
     {"logits", "", "write the logits of given tokens to a file", run_logits},
     {"inspect", "", "print what a GGUF file holds", run_inspect},
+    {"quantize", "llama-quantize", "write a model with smaller tensor types", run_quantize},
     {"synth", "", "write a model of a known shape with random weights", run_synth},
     {"health", "", "ask a server for its health; exit status 0 when it is ready", run_health},
 };

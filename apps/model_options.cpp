@@ -314,18 +314,6 @@ void start(OpenedModel& opened, engine::Engine& engine) {
   if (!engine.wait_until_ready(std::chrono::seconds(10))) throw Error("no plan: " + engine.status().reason);
 }
 
-std::string file_type_name(const gguf::Metadata& metadata) {
-  constexpr std::pair<uint32_t, const char*> kNames[] = {
-      {0, "all F32"},       {1, "F16"},           {2, "Q4_0"},           {3, "Q4_1"},          {7, "Q8_0"},
-      {8, "Q5_0"},          {9, "Q5_1"},          {10, "Q2_K - Medium"}, {11, "Q3_K - Small"}, {12, "Q3_K - Medium"},
-      {13, "Q3_K - Large"}, {14, "Q4_K - Small"}, {15, "Q4_K - Medium"}, {16, "Q5_K - Small"}, {17, "Q5_K - Medium"},
-      {18, "Q6_K"},         {25, "IQ4_NL"},       {30, "IQ4_XS"},        {32, "BF16"},         {38, "MXFP4 MoE"}};
-  const auto type = metadata.find_u32("general.file_type");
-  for (const auto& [number, name] : kNames)
-    if (type && number == *type) return name;
-  return type ? "file type " + std::to_string(*type) : "unknown";
-}
-
 engine::Pooling embedding_pooling(const std::string& name, const models::Hyperparameters& hp) {
   if (name == "none") return engine::Pooling::none;
   if (name == "mean") return engine::Pooling::mean;

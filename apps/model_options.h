@@ -76,7 +76,4 @@ int thread_count(int n_threads);
 // Throws RequestError for an unknown name.
 engine::Pooling embedding_pooling(const std::string& name, const models::Hyperparameters& hp);
 
-// "Q4_K - Medium" for general.file_type 15; "unknown" where the key is missing.
-std::string file_type_name(const gguf::Metadata& metadata);
-
 }  // namespace caravan::app

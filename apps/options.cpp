@@ -68,7 +68,12 @@ void OptionParser::accepted(std::vector<std::string> names, std::string value, s
 }
 
 void OptionParser::positional(std::string name, std::string help, std::function<void(const std::string&)> set) {
-  positionals_.push_back({std::move(name), std::move(help), std::move(set)});
+  positionals_.push_back({std::move(name), std::move(help), std::move(set), false});
+}
+
+void OptionParser::optional_positional(std::string name, std::string help,
+                                       std::function<void(const std::string&)> set) {
+  positionals_.push_back({std::move(name), std::move(help), std::move(set), true});
 }
 
 const OptionParser::Row* OptionParser::find(const std::string& name) const {
@@ -166,7 +171,7 @@ OptionParser::Result OptionParser::parse(int argc, char** argv) {
   }
   if (plain.size() > positionals_.size())
     throw RequestError(fmt::format("unexpected argument '{}'", plain[positionals_.size()]));
-  if (plain.size() < positionals_.size()) {
+  if (plain.size() < positionals_.size() && !positionals_[plain.size()].is_optional) {
     const Positional& missing = positionals_[plain.size()];
     throw RequestError(fmt::format("missing argument {}: {}", missing.name, missing.help));
   }
@@ -178,7 +183,8 @@ OptionParser::Result OptionParser::parse(int argc, char** argv) {
 
 std::string OptionParser::help() const {
   std::string text = fmt::format("usage: {}\n\n{}\n", usage_, about_);
-  for (const Positional& p : positionals_) text += fmt::format("\n  {:<{}} {}\n", p.name, kHelpColumn - 3, p.help);
+  for (const Positional& p : positionals_)
+    if (!p.name.empty()) text += fmt::format("\n  {:<{}} {}\n", p.name, kHelpColumn - 3, p.help);
   for (size_t s = 0; s < sections_.size(); ++s) {
     bool titled = false;
     for (const Row& row : rows_) {

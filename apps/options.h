@@ -36,8 +36,9 @@ class OptionParser {
   void unsupported(std::vector<std::string> names);
   // Flags whose effect is always on, or means nothing here: accepted. value: as in Option.
   void accepted(std::vector<std::string> names, std::string value, std::string why);
-  // Arguments without a dash, in order.
+  // Arguments without a dash, in order. Those that may be missing come last; help leaves out those without a name.
   void positional(std::string name, std::string help, std::function<void(const std::string&)> set);
+  void optional_positional(std::string name, std::string help, std::function<void(const std::string&)> set);
 
   enum class Result { run, exit };
   // Reads argv[1..], and the environment for options that are not given. --help and --version print and give exit.
@@ -55,6 +56,7 @@ class OptionParser {
   struct Positional {
     std::string name, help;
     std::function<void(const std::string&)> set;
+    bool is_optional;
   };
   // An option of the command line, its name as it was written.
   struct Given {

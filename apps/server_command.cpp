@@ -12,6 +12,7 @@
 #include "base/log.h"
 #include "commands.h"
 #include "engine/engine.h"
+#include "gguf/file_type.h"
 #include "http/server.h"
 #include "model_options.h"
 #include "server/api.h"
@@ -134,7 +135,7 @@ server::ModelFacts model_facts(const OpenedModel& opened, const models::Hyperpar
   facts.aliases = o.aliases;
   std::sort(facts.aliases.begin(), facts.aliases.end());
   facts.architecture = hp.architecture;
-  facts.file_type = file_type_name(opened.file().metadata());
+  facts.file_type = gguf::file_type_description(opened.file().metadata());
   for (const auto& tensor : opened.file().tensors())
     facts.n_params += static_cast<uint64_t>(tensor::n_elements(tensor.ne));
   facts.size_bytes = opened.file().weight_bytes();

@@ -3,17 +3,13 @@
 
 #include <fmt/format.h>
 
-#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <exception>
 #include <limits>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <numbers>
-#include <thread>
 #include <vector>
 
 #include "base/cpu_features.h"
@@ -21,6 +17,7 @@
 #include "base/progress.h"
 #include "gguf/writer.h"
 #include "options.h"
+#include "parallel.h"
 
 namespace caravan::app {
 namespace {
@@ -236,29 +233,6 @@ class Pool {
   std::vector<std::byte> bytes_;
 };
 
-// Runs job(0) .. job(n - 1), each once, on n_threads threads; throws what the first failing one threw.
-template <typename Job>
-void run_jobs(size_t n, int n_threads, Job job) {
-  std::atomic<size_t> next{0};
-  std::mutex mutex;
-  std::exception_ptr failure;
-  const auto work = [&] {
-    try {
-      for (size_t i; (i = next.fetch_add(1)) < n;) job(i);
-    } catch (...) {
-      const std::lock_guard lock(mutex);
-      if (!failure) failure = std::current_exception();
-      next = n;
-    }
-  };
-  {
-    std::vector<std::jthread> threads;
-    for (int i = 1; i < n_threads; ++i) threads.emplace_back(work);
-    work();
-  }
-  if (failure) std::rethrow_exception(failure);
-}
-
 // Fills the declared tensors of writer.
 class Filler {
  public:
@@ -358,7 +332,8 @@ void write_synthetic_model(const std::filesystem::path& path, const ModelShape& 
   if (shape.n_vocab < 257)
     throw RequestError(fmt::format("a vocabulary needs at least 257 tokens, {} were asked for", shape.n_vocab));
   const std::vector<PlannedTensor> planned = plan_tensors(shape);
-  const gguf::MixtureContext context{shape.n_layer, shape.n_expert, shape.has_output};
+  const gguf::MixtureContext context{shape.n_layer, shape.n_expert, shape.has_output, shape.n_head / shape.n_head_kv,
+                                     std::string(shape.architecture)};
   gguf::Writer writer(path, make_metadata(shape, type));
   for (const PlannedTensor& tensor : planned)
     writer.declare(tensor.name, gguf::choose_tensor_type(type, context, tensor.name, tensor.ne), tensor.ne);
@@ -398,7 +373,7 @@ int run_synth(int argc, char** argv) {
   if (shape == nullptr)
     throw RequestError(fmt::format("shape '{}' is not known; accepted: {}", shape_name, shape_names()));
   const gguf::FileType* type = gguf::find_file_type(type_name);
-  if (type == nullptr)
+  if (type == nullptr || !type->can_write)
     throw RequestError(
         fmt::format("file type '{}' cannot be written; accepted: {}", type_name, gguf::file_type_names()));
   write_synthetic_model(output, *shape, *type, options);

@@ -9,7 +9,8 @@ import unittest
 
 from harness import DEMO_MODEL, EXECUTABLE, clean_environment, kit_model, run
 
-COMMANDS = ("server", "backend", "cli", "embedding", "bench", "logits", "inspect", "synth", "health")
+COMMANDS = ("server", "backend", "cli", "embedding", "bench", "logits", "inspect", "quantize", "synth",
+            "health")
 
 
 class Names(unittest.TestCase):
@@ -24,7 +25,7 @@ class Names(unittest.TestCase):
     def test_llama_names_are_the_commands(self):
         with tempfile.TemporaryDirectory() as folder:
             for name, command in (("rpc-server", "backend"), ("llama-server", "server"), ("llama-cli", "cli"),
-                                  ("llama-embedding", "embedding")):
+                                  ("llama-embedding", "embedding"), ("llama-quantize", "quantize")):
                 link = pathlib.Path(folder) / name
                 os.symlink(EXECUTABLE, link)
                 help_text = subprocess.run([link, "--help"], capture_output=True, text=True, check=True).stdout
@@ -103,6 +104,21 @@ class Files(unittest.TestCase):
         result = run("inspect", DEMO_MODEL)
         self.assertEqual((result.returncode, "general.architecture" in result.stdout), (0, True))
         self.assertEqual(run("synth", "--shape", "no-such-shape", "--type", "Q4_0", "-o", "/tmp/x.gguf").returncode, 1)
+
+    def test_a_quantised_model_answers(self):
+        with tempfile.TemporaryDirectory() as folder:
+            out = str(pathlib.Path(folder) / "small.gguf")
+            for arguments, message in (((DEMO_MODEL, out, "Q9_Z"), "Q4_K_M"), ((DEMO_MODEL, out, "Q4_K_M"), "--allow-requantize")):
+                refused = run("quantize", *arguments)
+                self.assertEqual((refused.returncode, message in refused.stderr), (1, True), refused.stderr)
+            self.assertEqual(os.listdir(folder), [])
+            result = run("quantize", "--allow-requantize", DEMO_MODEL, out, "Q5_K_M", 2)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual(os.listdir(folder), ["small.gguf"])
+            self.assertLess(os.path.getsize(out), 0.75 * os.path.getsize(DEMO_MODEL))
+            prompt = ("-p", "Once upon a time there was a fox named Lily.", "-n", 8, "--temp", 0, "-t", 1)
+            answers = [run("cli", "-m", model, *prompt).stdout for model in (DEMO_MODEL, out)]
+            self.assertEqual(answers[0], answers[1], "the first words survive five bits")
 
     def test_bench_prints_its_table_and_json(self):
         table = run("bench", "-m", DEMO_MODEL, "-p", 16, "-n", 4, "-r", 2, "-t", 1)
