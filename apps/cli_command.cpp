@@ -28,46 +28,6 @@ struct CliOptions {
 std::atomic<int> interrupts{0};  // set by the signal handler, which can reach nothing else
 extern "C" void count_interrupt(int) { interrupts.fetch_add(1); }
 
-// \n \t \r \' \" \\ \xNN
-std::string unescape(const std::string& text) {
-  std::string result;
-  for (size_t i = 0; i < text.size(); ++i) {
-    if (text[i] != '\\' || i + 1 == text.size()) {
-      result += text[i];
-      continue;
-    }
-    const char c = text[++i];
-    switch (c) {
-      case 'n':
-        result += '\n';
-        break;
-      case 't':
-        result += '\t';
-        break;
-      case 'r':
-        result += '\r';
-        break;
-      case '\'':
-      case '"':
-      case '\\':
-        result += c;
-        break;
-      case 'x':
-        if (i + 2 < text.size() && std::isxdigit(static_cast<unsigned char>(text[i + 1])) &&
-            std::isxdigit(static_cast<unsigned char>(text[i + 2]))) {
-          result += static_cast<char>(std::stoi(text.substr(i + 1, 2), nullptr, 16));
-          i += 2;
-          break;
-        }
-        [[fallthrough]];
-      default:
-        result += '\\';
-        result += c;
-    }
-  }
-  return result;
-}
-
 OptionParser make_parser(CliOptions& o) {
   OptionParser parser("caravan cli -m FILE -p TEXT [-n N] [--rpc HOST:PORT,...] [options]",
                       "Continues a prompt in the terminal. Also runs under the name llama-cli.\n"

@@ -1,6 +1,7 @@
 #include "model_options.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/log.h"
 #include "base/memory.h"
@@ -146,6 +147,46 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
               }});
 }
 
+namespace {
+
+void add_less_common_sampling_options(OptionParser& parser, engine::SamplingParams& s) {
+  const auto number = [&parser](std::vector<std::string> names, const char* help, float& target) {
+    parser.add({std::move(names), "N", help, {}, into(target)});
+  };
+  const auto integer = [&parser](const char* name, const char* help, int32_t& target, int64_t least, int64_t most) {
+    parser.add({{name}, "N", help, {}, into(target, least, most)});
+  };
+  number({"--typical", "--typical-p"}, "keep the most typical tokens up to this probability, 1: off (1)", s.typical_p);
+  number({"--top-nsigma", "--top-n-sigma"}, "drop logits so many standard deviations below the best, -1: off (-1)",
+         s.top_n_sigma);
+  number({"--xtc-probability"}, "how often xtc drops the most likely tokens, 0: off (0)", s.xtc_probability);
+  number({"--xtc-threshold"}, "of all that are at least so likely xtc leaves the last; above 0.5: off (0.1)",
+         s.xtc_threshold);
+  number({"--dynatemp-range"}, "the temperature varies by this with the entropy, 0: off (0)", s.dynatemp_range);
+  number({"--dynatemp-exp"}, "exponent of the entropy in that (1)", s.dynatemp_exponent);
+  number({"--dry-multiplier"}, "penalise what continues a repetition, 0: off (0)", s.dry_multiplier);
+  number({"--dry-base"}, "growth of that penalty with the length, >= 1 (1.75)", s.dry_base);
+  integer("--dry-allowed-length", "shorter repetitions are free (2)", s.dry_allowed_length, 0, INT32_MAX);
+  integer("--dry-penalty-last-n", "tokens that dry looks back on, 0: off, -1: all (64)", s.dry_penalty_last_n, -1,
+          INT32_MAX);
+  parser.add({{"--dry-sequence-breaker"},
+              "TEXT",
+              "end repetitions at TEXT instead of a newline and : \" *; may be repeated; none: nowhere",
+              {},
+              [&s, is_first = true](const std::string& value) mutable {
+                if (std::exchange(is_first, false) || value == "none") s.dry_sequence_breakers.clear();
+                if (value != "none") s.dry_sequence_breakers.push_back(unescape(value));
+              }});
+  integer("--mirostat", "1, 2: mirostat instead of all samplers but the temperature, 0: off (0)", s.mirostat, 0, 2);
+  number({"--mirostat-ent"}, "mirostat's target, the surprise of a token in bits (5)", s.mirostat_tau);
+  number({"--mirostat-lr"}, "mirostat's learning rate (0.1)", s.mirostat_eta);
+  number({"--adaptive-target"}, "adaptive_p (name it in --samplers): target probability, -1: off (-1)",
+         s.adaptive_target);
+  number({"--adaptive-decay"}, "adaptive_p: decay of its memory, 0 to 0.99 (0.9)", s.adaptive_decay);
+}
+
+}  // namespace
+
 void add_sampling_options(OptionParser& parser, engine::SamplingParams& s) {
   parser.section("Sampling (requests may override)");
   parser.add({{"--temp", "--temperature"}, "N", "temperature, 0: greedy (0.8)", {}, into(s.temperature)});
@@ -192,7 +233,14 @@ void add_sampling_options(OptionParser& parser, engine::SamplingParams& s) {
               }});
   parser.add({{"--samplers"}, "A;B;...", "samplers in the order of use", {}, [&s](const std::string& value) {
                 s.samplers = split(value, ';');
+                for (std::string& name : s.samplers) name = engine::sampler_name(name);
               }});
+  parser.add({{"--sampler-seq", "--sampling-seq"},
+              "CHARACTERS",
+              "the same, by one character each (edskypmxt)",
+              {},
+              [&s](const std::string& value) { s.samplers = engine::sampler_names(value); }});
+  add_less_common_sampling_options(parser, s);
 }
 
 void add_log_options(OptionParser& parser, std::string& level) {
@@ -252,20 +300,6 @@ void add_known_model_flags(OptionParser& parser) {
                       "--yarn-attn-factor",
                       "--yarn-beta-slow",
                       "--yarn-beta-fast",
-                      "--typical",
-                      "--mirostat",
-                      "--mirostat-lr",
-                      "--mirostat-ent",
-                      "--dynatemp-range",
-                      "--dynatemp-exp",
-                      "--xtc-probability",
-                      "--xtc-threshold",
-                      "--top-nsigma",
-                      "--dry-multiplier",
-                      "--dry-base",
-                      "--dry-allowed-length",
-                      "--dry-penalty-last-n",
-                      "--dry-sequence-breaker",
                       "--grammar",
                       "--grammar-file",
                       "-j",

@@ -88,6 +88,8 @@ std::function<void(const std::string&)> into_list(std::vector<std::string>& targ
 int64_t parse_integer(const std::string& text, int64_t least, int64_t most);
 double parse_number(const std::string& text);
 std::vector<std::string> split(std::string_view text, char separator);
+// Replaces \n \t \r \' \" \\ and \xNN by what they stand for; other backslashes stay.
+std::string unescape(const std::string& text);
 
 // Of the candidates the one closest to name (by edits), if it is close enough to be meant.
 std::optional<std::string> closest(const std::string& name, std::span<const std::string> candidates);

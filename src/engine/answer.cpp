@@ -37,8 +37,21 @@ StopMatcher::Result StopMatcher::push(std::string_view text) {
 
 std::string StopMatcher::finish() { return std::exchange(held_, {}); }
 
-AnswerText::AnswerText(const vocab::Vocabulary& vocabulary, std::vector<std::string> stop)
-    : detokenizer_(vocabulary, vocab::RenderSpecial::no), matcher_(std::move(stop)) {}
+std::optional<size_t> IndentWatch::find_end(std::string_view text) {
+  if (n_indent_ <= 0) return std::nullopt;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (n_blanks_ && (text[i] == ' ' || text[i] == '\t')) {
+      ++*n_blanks_;
+      continue;
+    }
+    if (n_blanks_ && *n_blanks_ < n_indent_) return i;
+    n_blanks_ = text[i] == '\n' ? std::optional<int32_t>(0) : std::nullopt;
+  }
+  return std::nullopt;
+}
+
+AnswerText::AnswerText(const vocab::Vocabulary& vocabulary, std::vector<std::string> stop, int32_t n_indent)
+    : detokenizer_(vocabulary, vocab::RenderSpecial::no), matcher_(std::move(stop)), indent_(n_indent) {}
 
 std::optional<TokenEvent> AnswerText::release(std::string text, uint64_t tokens_before) {
   TokenEvent event;
@@ -57,12 +70,20 @@ AnswerText::Result AnswerText::push(int32_t token, std::optional<StepProbabiliti
   pending_.push_back({token, std::move(probabilities), pushed_});
   pushed_ += text.size();
   StopMatcher::Result result = matcher_.push(text);
+  if (const std::optional<size_t> end = indent_.find_end(result.text)) {
+    result.text.resize(*end);
+    released_ += result.text.size();
+    ended_ = true;
+    return {release(std::move(result.text), released_), std::nullopt, true};
+  }
   released_ += result.text.size();
+  ended_ = result.stopping_word.has_value();
   if (result.text.empty() && !result.stopping_word) return {};
   return {release(std::move(result.text), released_), std::move(result.stopping_word)};
 }
 
 AnswerText::Result AnswerText::finish() {
+  if (ended_) return {};
   StopMatcher::Result result = matcher_.push(detokenizer_.finish());
   if (result.stopping_word) {
     released_ += result.text.size();

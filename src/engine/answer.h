@@ -34,19 +34,34 @@ class StopMatcher {
   std::string held_;  // a proper prefix of a stop string between calls
 };
 
+// Finds the first line, but for the very first, that begins with fewer than n_indent blanks (spaces or tabs).
+class IndentWatch {
+ public:
+  // n_indent <= 0: none is looked for.
+  explicit IndentWatch(int32_t n_indent) : n_indent_(n_indent) {}
+  // The length of the part of text, which goes on where the former one ended, that stands before such a line's first
+  // character that is no blank; nullopt: all of it.
+  std::optional<size_t> find_end(std::string_view text);
+
+ private:
+  int32_t n_indent_;
+  std::optional<int32_t> n_blanks_;  // of the line that begins here
+};
+
 // The text side of one answer.
 class AnswerText {
  public:
   // The vocabulary must outlive this object.
-  AnswerText(const vocab::Vocabulary& vocabulary, std::vector<std::string> stop);
+  AnswerText(const vocab::Vocabulary& vocabulary, std::vector<std::string> stop, int32_t n_indent = 0);
 
   struct Result {
     std::optional<TokenEvent> event;           // what can go out now
     std::optional<std::string> stopping_word;  // the answer ends here
+    bool indent_ended = false;                 // the same
   };
   // Adds a token that is not an end-of-generation token. Throws RequestError for an id outside the vocabulary.
   Result push(int32_t token, std::optional<StepProbabilities> probabilities);
-  // The end of the answer without a stop string: everything withheld.
+  // The end of the answer without a stop string: everything withheld; nothing when the indentation ended it.
   Result finish();
 
  private:
@@ -59,6 +74,8 @@ class AnswerText {
 
   vocab::IncrementalDetokenizer detokenizer_;
   StopMatcher matcher_;
+  IndentWatch indent_;
+  bool ended_ = false;           // by a stop string or the indentation
   std::deque<Pending> pending_;  // tokens that were in no event yet
   uint64_t pushed_ = 0;          // bytes given to the matcher
   uint64_t released_ = 0;        // bytes that went out

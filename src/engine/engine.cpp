@@ -97,6 +97,7 @@ class Engine::Impl {
   void on(const PlanReady& ready);
   void on(const PlanLost& lost);
   void take_result(const BatchPart& part, std::span<const stage::RowOutput> rows);
+  void report_progress(const Sequence& sequence, const BatchPart& part);
   void take_hidden(Sequence& sequence, const BatchPart& part, std::span<const stage::RowOutput> rows);
   void note_first_token(Sequence& sequence);
   void take_token(Sequence& sequence, const stage::RowOutput& row);
@@ -179,8 +180,9 @@ std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
     sequence->tokens = std::move(params.prompt);
     sequence->uses_cache = params.cache_prompt;
     sequence->generation.emplace(
-        Generation{params.n_predict, Sampler(std::move(params.sampling), seed, banned, plan.n_vocab, &vocabulary_),
-                   AnswerText(vocabulary_, std::move(params.stop))});
+        Generation{params.n_predict, params.max_predict_ms, params.report_progress,
+                   Sampler(std::move(params.sampling), seed, banned, plan.n_vocab, &vocabulary_),
+                   AnswerText(vocabulary_, std::move(params.stop), params.n_indent)});
     auto stream = accept(std::move(sequence), seed);
     lock.unlock();
     pipeline_.wake();
@@ -423,6 +425,7 @@ void Engine::Impl::on(const PlanLost& lost) {
 
 void Engine::Impl::take_result(const BatchPart& part, std::span<const stage::RowOutput> rows) {
   Sequence& sequence = *scheduler_.find(part);
+  report_progress(sequence, part);
   if (sequence.embedding) {
     take_hidden(sequence, part, rows);
   } else if (!rows.empty()) {
@@ -431,6 +434,17 @@ void Engine::Impl::take_result(const BatchPart& part, std::span<const stage::Row
     note_first_token(sequence);
     finish(sequence, StopType::limit, {}, false);
   }
+}
+
+// For a request that asked for it, until its first token.
+void Engine::Impl::report_progress(const Sequence& sequence, const BatchPart& part) {
+  if (!sequence.generation || !sequence.generation->report_progress || sequence.first_token) return;
+  ProgressEvent event;
+  event.n_prompt_tokens = sequence.n_prompt;
+  event.n_cached = timings(sequence).cache_n;
+  event.n_computed = std::min(sequence.n_prompt, part.first_position + part.n_rows);
+  event.elapsed_ms = milliseconds(sequence.first_scheduled, Clock::now());
+  send(sequence, event);
 }
 
 void Engine::Impl::take_hidden(Sequence& sequence, const BatchPart& part, std::span<const stage::RowOutput> rows) {
@@ -482,14 +496,22 @@ void Engine::Impl::take_token(Sequence& sequence, const stage::RowOutput& row) {
     return;
   }
   AnswerText::Result result = generation.answer.push(choice.token, std::move(choice.probabilities));
-  if (result.event) send(sequence, std::move(*result.event));
+  const bool line_ended = result.event && result.event->text.find('\n') != std::string::npos;
+  if (result.event) {
+    result.event->timings = timings(sequence);
+    send(sequence, std::move(*result.event));
+  }
   if (result.stopping_word) {
     finish(sequence, StopType::word, std::move(*result.stopping_word), false);
     return;
   }
   const uint32_t n_predicted = sequence.n_tokens() - sequence.n_prompt;
   const bool context_full = sequence.n_tokens() >= effective_context(*plan_);
-  const bool enough = generation.n_predict >= 0 && n_predicted >= static_cast<uint32_t>(generation.n_predict);
+  const bool late =
+      line_ended && generation.max_predict_ms > 0 &&
+      milliseconds(sequence.first_token, sequence.last_token) > static_cast<double>(generation.max_predict_ms);
+  const bool enough = late || result.indent_ended ||
+                      (generation.n_predict >= 0 && n_predicted >= static_cast<uint32_t>(generation.n_predict));
   if (enough || context_full) finish(sequence, StopType::limit, {}, !enough);
 }
 
@@ -497,7 +519,10 @@ void Engine::Impl::take_token(Sequence& sequence, const stage::RowOutput& row) {
 void Engine::Impl::finish(Sequence& sequence, StopType stop_type, std::string stopping_word, bool truncated) {
   if (stop_type != StopType::word) {
     AnswerText::Result rest = sequence.generation->answer.finish();
-    if (rest.event) send(sequence, std::move(*rest.event));
+    if (rest.event) {
+      rest.event->timings = timings(sequence);
+      send(sequence, std::move(*rest.event));
+    }
     if (rest.stopping_word) {
       stop_type = StopType::word;
       stopping_word = std::move(*rest.stopping_word);

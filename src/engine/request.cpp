@@ -36,7 +36,9 @@ std::string_view name(StopType type) {
   CARAVAN_ASSERT(false, "the enum has no other value");
 }
 
-bool ends_stream(const Event& event) { return !std::holds_alternative<TokenEvent>(event); }
+bool ends_stream(const Event& event) {
+  return !std::holds_alternative<TokenEvent>(event) && !std::holds_alternative<ProgressEvent>(event);
+}
 
 ContextExceededError::ContextExceededError(uint32_t n_prompt_tokens, uint32_t n_ctx)
     : RequestError(fmt::format("the request ({} tokens) exceeds the available context size ({} tokens): shorten the "

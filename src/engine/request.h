@@ -23,6 +23,9 @@ struct GenerateParams {
   std::vector<int32_t> prompt;  // token ids, BOS and the like included; not empty
   int32_t n_predict = -1;       // tokens at most; negative: until an end-of-generation token or the end of the context
   std::vector<std::string> stop;  // texts that end the answer and are not part of it
+  int32_t n_indent = 0;         // > 0: the answer ends before a line (the first excepted) that begins with fewer blanks
+  int64_t max_predict_ms = -1;  // > 0: the answer ends with the first line that is complete after this time
+  bool report_progress = false;  // ProgressEvents while the prompt is computed
   SamplingParams sampling;
   std::optional<GrammarSpec> grammar;  // the form of the answer; unset: any text
   // Take what earlier requests computed for the same beginning, and leave one's own for later ones.
@@ -51,24 +54,6 @@ struct StepProbabilities {
   bool post_sampling = false;     // then no entry of top is impossible, and there may be fewer than n_probs
 };
 
-// A piece of the answer. text is whole UTF-8 characters and holds nothing that could be the start of a stop string.
-// tokens and probabilities belong to the text; a piece may hold several tokens (one character can take more than one)
-// or, at the end, tokens without text. End-of-generation tokens are not listed.
-struct TokenEvent {
-  std::string text;
-  std::vector<int32_t> tokens;
-  std::vector<StepProbabilities> probabilities;  // one per token when n_probs > 0, else empty
-};
-
-enum class StopType : uint8_t {
-  eos,    // an end-of-generation token
-  limit,  // n_predict, or the end of the context (then truncated is set)
-  word,   // a stop string
-};
-
-// "eos", "limit" or "word".
-std::string_view name(StopType type);
-
 struct Timings {
   uint32_t cache_n = 0;      // prompt tokens taken from a cache
   uint32_t prompt_n = 0;     // prompt tokens evaluated: the others
@@ -76,6 +61,33 @@ struct Timings {
   uint32_t predicted_n = 0;  // tokens generated, the end-of-generation token included
   double predicted_ms = 0;   // from the first token to the last
 };
+
+// A piece of the answer. text is whole UTF-8 characters and holds nothing that could be the start of a stop string.
+// tokens and probabilities belong to the text; a piece may hold several tokens (one character can take more than one)
+// or, at the end, tokens without text. End-of-generation tokens are not listed.
+struct TokenEvent {
+  std::string text;
+  std::vector<int32_t> tokens;
+  std::vector<StepProbabilities> probabilities;  // one per token when n_probs > 0, else empty
+  Timings timings = {};                          // up to here
+};
+
+// So much of the prompt is computed. After every batch until the first token, when report_progress is set.
+struct ProgressEvent {
+  uint32_t n_prompt_tokens = 0;
+  uint32_t n_cached = 0;    // of these, taken from a cache
+  uint32_t n_computed = 0;  // of these, done: the cached ones included
+  double elapsed_ms = 0;    // since the first prefill
+};
+
+enum class StopType : uint8_t {
+  eos,    // an end-of-generation token
+  limit,  // n_predict, n_indent, max_predict_ms, or the end of the context (then truncated is set)
+  word,   // a stop string
+};
+
+// "eos", "limit" or "word".
+std::string_view name(StopType type);
 
 // The answer is complete.
 struct FinalEvent {
@@ -99,9 +111,9 @@ struct ErrorEvent {
   std::string message;
 };
 
-using Event = std::variant<TokenEvent, FinalEvent, EmbeddingEvent, ErrorEvent>;
+using Event = std::variant<TokenEvent, ProgressEvent, FinalEvent, EmbeddingEvent, ErrorEvent>;
 
-// True for the last event of a stream: everything but a TokenEvent.
+// True for the last event of a stream: everything but a TokenEvent or ProgressEvent.
 bool ends_stream(const Event& event);
 
 // The prompt does not fit the context. The message contains "exceeds the available context size".

@@ -18,6 +18,8 @@ namespace caravan::engine {
 // What only a generating sequence has.
 struct Generation {
   int32_t n_predict = -1;
+  int64_t max_predict_ms = -1;
+  bool report_progress = false;
   Sampler sampler;
   AnswerText answer;
 };

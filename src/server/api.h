@@ -61,6 +61,7 @@ http::Response error_response(std::exception_ptr error);
 
 // The groups of endpoints, one file each.
 void add_completion_routes(http::Router& router, const Api& api, const std::string& prefix);
+void add_openai_completion_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_embedding_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_tokenizer_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_introspection_routes(http::Router& router, const Api& api, const std::string& prefix);

@@ -4,14 +4,13 @@
 
 #include "server/api.h"
 #include "server/json.h"
+#include "server/openai.h"
 #include "server/params.h"
 
 namespace caravan::server {
 namespace {
 
 using State = engine::EngineStatus::State;
-
-std::string build_info() { return "b" CARAVAN_VERSION "-caravan"; }
 
 http::Response health(const Api& api) {
   const engine::EngineStatus status = api.engine.status();
@@ -143,8 +142,6 @@ http::Response metrics(const Api& api) {
 constexpr std::pair<const char*, const char*> kUnsupported[] = {
     {"POST", "/v1/chat/completions"},
     {"POST", "/chat/completions"},
-    {"POST", "/v1/completions"},
-    {"POST", "/v1/embeddings"},
     {"POST", "/v1/messages"},
     {"POST", "/v1/messages/count_tokens"},
     {"POST", "/v1/responses"},

@@ -23,43 +23,24 @@ bool is_zero(const Json& v) { return v.is_number() && v.get<double>() == 0; }
 bool is_empty(const Json& v) { return v.empty() || (v.is_string() && v.get_ref<const std::string&>().empty()); }
 bool is_false(const Json& v) { return v.is_boolean() && !v.get<bool>(); }
 bool is_negative(const Json& v) { return v.is_number() && v.get<double>() < 0; }
-bool is_not_positive(const Json& v) { return v.is_number() && v.get<double>() <= 0; }
-bool is_one(const Json& v) { return v.is_number() && v.get<double>() == 1; }
-bool is_at_least_one(const Json& v) { return v.is_number() && v.get<double>() >= 1; }
 
 bool is_text_format(const Json& v) {
   return is_empty(v) || (v.is_object() && v.contains("type") && v["type"] == "text");
 }
-bool is_default_ping(const Json& v) { return v.is_number() && v.get<double>() == kPingInterval.count(); }
 
 const std::vector<UnsupportedField>& unsupported_fields() {
   static const std::vector<UnsupportedField> fields = {
       {"grammar", is_empty},
       {"json_schema", is_empty},
       {"response_format", is_text_format},
-      {"typical_p", is_at_least_one},
-      {"mirostat", is_zero},
-      {"dynatemp_range", is_zero},
-      {"dry_multiplier", is_zero},
-      {"xtc_probability", is_zero},
-      {"top_n_sigma", is_not_positive},
-      {"adaptive_target", is_negative},
       {"lora", is_empty},
       {"id_slot", is_negative},
-      {"n_cmpl", is_one},
-      {"n", is_one},
-      {"n_indent", is_zero},
       {"n_cache_reuse", is_zero},
-      {"t_max_predict_ms", is_not_positive},
-      {"post_sampling_probs", is_false},
-      {"return_progress", is_false},
-      {"timings_per_token", is_false},
       {"backend_sampling", is_false},
       {"grammar_lazy", is_false},
       {"grammar_triggers", is_empty},
       {"echo", is_false},
       {"verbose", is_false},
-      {"sse_ping_interval", is_default_ping},
   };
   return fields;
 }
@@ -76,6 +57,11 @@ float number_within(const Json& body, const char* field, float current, double l
   if (!(*value >= least && *value <= most))
     throw RequestError(fmt::format("Field '{}': Value must be {}", field, range));
   return static_cast<float>(*value);
+}
+
+float any_number(const Json& body, const char* field, float current) {
+  constexpr double kMost = std::numeric_limits<float>::max();
+  return number_within(body, field, current, -kMost, kMost, "a number of single precision");
 }
 
 int32_t integer_within(const Json& body, const char* field, int32_t current, int64_t least, const char* range) {
@@ -145,35 +131,55 @@ std::vector<std::string> text_list(const Json& value, const char* field) {
 
 // Sampler names, or one character for each.
 std::vector<std::string> parse_samplers(const Json& value) {
-  if (value.is_array()) return text_list(value, "samplers");
-  if (!value.is_string()) throw RequestError("Field 'samplers': expected an array of names or a string of characters");
-  constexpr std::pair<char, const char*> kNames[] = {{'e', "penalties"}, {'d', "dry"},   {'s', "top_n_sigma"},
-                                                     {'k', "top_k"},     {'y', "typ_p"}, {'p', "top_p"},
-                                                     {'m', "min_p"},     {'x', "xtc"},   {'t', "temperature"}};
-  std::vector<std::string> names;
-  for (const char c : value.get_ref<const std::string&>()) {
-    const auto found =
-        std::find_if(std::begin(kNames), std::end(kNames), [c](const auto& entry) { return entry.first == c; });
-    if (found == std::end(kNames))
-      throw RequestError(fmt::format("Field 'samplers': '{}' is not one of the characters edskypmxt", c));
-    names.emplace_back(found->second);
-  }
+  if (value.is_string()) return engine::sampler_names(value.get_ref<const std::string&>());
+  if (!value.is_array()) throw RequestError("Field 'samplers': expected an array of names or a string of characters");
+  std::vector<std::string> names = text_list(value, "samplers");
+  for (std::string& name : names) name = engine::sampler_name(name);
   return names;
+}
+
+std::vector<std::string> parse_breakers(const Json& value) {
+  if (!value.is_array() || value.empty())
+    throw RequestError("Field 'dry_sequence_breakers': expected an array of at least one string");
+  return text_list(value, "dry_sequence_breakers");
+}
+
+void parse_less_common_sampling(const Json& body, engine::SamplingParams& p) {
+  const auto number = [&](const char* field, float& target) { target = any_number(body, field, target); };
+  number("typical_p", p.typical_p);
+  number("top_n_sigma", p.top_n_sigma);
+  number("xtc_probability", p.xtc_probability);
+  number("xtc_threshold", p.xtc_threshold);
+  number("dynatemp_range", p.dynatemp_range);
+  number("dynatemp_exponent", p.dynatemp_exponent);
+  number("dry_multiplier", p.dry_multiplier);
+  number("dry_base", p.dry_base);
+  if (p.dry_base < 1) p.dry_base = engine::SamplingParams().dry_base;  // as llama-server does
+  p.dry_allowed_length = integer_within(body, "dry_allowed_length", p.dry_allowed_length, 0, ">= 0");
+  p.dry_penalty_last_n = integer_within(body, "dry_penalty_last_n", p.dry_penalty_last_n, -1, ">= -1");
+  if (const Json* value = find_field(body, "dry_sequence_breakers")) p.dry_sequence_breakers = parse_breakers(*value);
+  p.mirostat = integer_within(body, "mirostat", p.mirostat, 0, "0, 1 or 2");
+  number("mirostat_tau", p.mirostat_tau);
+  number("mirostat_eta", p.mirostat_eta);
+  number("adaptive_target", p.adaptive_target);
+  number("adaptive_decay", p.adaptive_decay);
 }
 
 engine::SamplingParams parse_sampling(const Json& body, const Api& api) {
   constexpr double kAny = std::numeric_limits<float>::max();
   engine::SamplingParams p = api.settings.sampling;
-  p.temperature = std::max(0.0f, number_within(body, "temperature", p.temperature, -kAny, kAny, "a number"));
+  p.temperature = std::max(0.0f, any_number(body, "temperature", p.temperature));
   p.top_k = integer_within(body, "top_k", p.top_k, std::numeric_limits<int32_t>::min(), "an integer");
-  p.top_p = number_within(body, "top_p", p.top_p, -kAny, kAny, "a number");
-  p.min_p = number_within(body, "min_p", p.min_p, -kAny, kAny, "a number");
+  p.top_p = any_number(body, "top_p", p.top_p);
+  p.min_p = any_number(body, "min_p", p.min_p);
   p.min_keep = integer_within(body, "min_keep", p.min_keep, 0, ">= 0");
   p.repeat_penalty = number_within(body, "repeat_penalty", p.repeat_penalty, 1e-6, kAny, "> 0");
   p.repeat_last_n = integer_within(body, "repeat_last_n", p.repeat_last_n, -1, ">= -1");
-  p.frequency_penalty = number_within(body, "frequency_penalty", p.frequency_penalty, -kAny, kAny, "a number");
-  p.presence_penalty = number_within(body, "presence_penalty", p.presence_penalty, -kAny, kAny, "a number");
+  p.frequency_penalty = any_number(body, "frequency_penalty", p.frequency_penalty);
+  p.presence_penalty = any_number(body, "presence_penalty", p.presence_penalty);
   p.n_probs = integer_within(body, find_field(body, "n_probs") ? "n_probs" : "logprobs", p.n_probs, 0, ">= 0");
+  p.post_sampling_probs = find_bool(body, "post_sampling_probs").value_or(p.post_sampling_probs);
+  parse_less_common_sampling(body, p);
   p.ignore_eos = find_bool(body, "ignore_eos").value_or(p.ignore_eos);
   if (const auto seed = find_integer(body, "seed")) {
     constexpr int64_t kRandom = std::numeric_limits<uint32_t>::max();  // -1 as 32 bits
@@ -241,12 +247,43 @@ std::vector<Prompt> parse_prompts(const Json& value, const char* field, const vo
   return prompts;
 }
 
+namespace {
+
+// llama-server's n_cmpl, or OpenAI's n.
+uint32_t parse_n(const Json& body) {
+  const char* name = find_field(body, "n_cmpl") ? "n_cmpl" : "n";
+  return static_cast<uint32_t>(integer_within(body, name, 1, 1, ">= 1"));
+}
+
+bool parse_include_usage(const Json& body) {
+  const Json* options = find_field(body, "stream_options");
+  if (options == nullptr) return false;
+  if (!options->is_object()) throw RequestError("Field 'stream_options': expected an object");
+  return find_bool(*options, "include_usage").value_or(false);
+}
+
+net::Duration parse_ping_interval(const Json& body) {
+  constexpr int32_t kDefault = kPingInterval.count();
+  const int32_t seconds = integer_within(body, "sse_ping_interval", kDefault, -1, "-1 (never) or a number of seconds");
+  if (seconds == 0) throw RequestError("Field 'sse_ping_interval': Value must be -1 (never) or a number of seconds");
+  return seconds < 0 ? std::chrono::hours(24 * 365) : std::chrono::seconds(seconds);
+}
+
+}  // namespace
+
 CompletionParams parse_completion(const Json& body, const Api& api) {
   refuse_unsupported(body);
   CompletionParams params;
   params.stream = find_bool(body, "stream").value_or(false);
   params.return_tokens = find_bool(body, "return_tokens").value_or(false);
   params.generate.cache_prompt = find_bool(body, "cache_prompt").value_or(api.settings.cache_prompt);
+  params.timings_per_token = find_bool(body, "timings_per_token").value_or(false);
+  params.include_usage = parse_include_usage(body);
+  params.ping_interval = parse_ping_interval(body);
+  params.n = parse_n(body);
+  params.generate.report_progress = params.stream && find_bool(body, "return_progress").value_or(false);
+  params.generate.n_indent = integer_within(body, "n_indent", 0, 0, ">= 0");
+  params.generate.max_predict_ms = find_integer(body, "t_max_predict_ms").value_or(-1);
   if (const Json* value = find_field(body, "response_fields"))
     params.response_fields = text_list(*value, "response_fields");
 
@@ -270,14 +307,30 @@ Json generation_settings(const engine::GenerateParams& params, bool stream, uint
     biases.push_back({{"bias", std::isfinite(b.bias) ? Json(b.bias) : Json(nullptr)}, {"token", b.token}});
   return {{"seed", seed},
           {"temperature", p.temperature},
+          {"dynatemp_range", p.dynatemp_range},
+          {"dynatemp_exponent", p.dynatemp_exponent},
           {"top_k", p.top_k},
           {"top_p", p.top_p},
           {"min_p", p.min_p},
+          {"top_n_sigma", p.top_n_sigma},
+          {"xtc_probability", p.xtc_probability},
+          {"xtc_threshold", p.xtc_threshold},
+          {"typical_p", p.typical_p},
           {"min_keep", p.min_keep},
           {"repeat_last_n", p.repeat_last_n},
           {"repeat_penalty", p.repeat_penalty},
           {"presence_penalty", p.presence_penalty},
           {"frequency_penalty", p.frequency_penalty},
+          {"dry_multiplier", p.dry_multiplier},
+          {"dry_base", p.dry_base},
+          {"dry_allowed_length", p.dry_allowed_length},
+          {"dry_penalty_last_n", p.dry_penalty_last_n},
+          {"dry_sequence_breakers", p.dry_sequence_breakers},
+          {"mirostat", p.mirostat},
+          {"mirostat_tau", p.mirostat_tau},
+          {"mirostat_eta", p.mirostat_eta},
+          {"adaptive_target", p.adaptive_target},
+          {"adaptive_decay", p.adaptive_decay},
           {"stop", params.stop},
           {"max_tokens", params.n_predict},
           {"n_predict", params.n_predict},
@@ -285,6 +338,7 @@ Json generation_settings(const engine::GenerateParams& params, bool stream, uint
           {"stream", stream},
           {"logit_bias", biases},
           {"n_probs", p.n_probs},
+          {"post_sampling_probs", p.post_sampling_probs},
           {"samplers", p.samplers}};
 }
 

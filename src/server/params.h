@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/request.h"
+#include "net/connection.h"
 #include "server/api.h"
 #include "server/json.h"
 
@@ -23,9 +24,13 @@ std::vector<Prompt> parse_prompts(const Json& value, const char* field, const vo
 
 struct CompletionParams {
   engine::GenerateParams generate;  // without the prompt
+  uint32_t n = 1;                   // completions of every prompt
   bool stream = false;
+  bool include_usage = false;  // OpenAI's endpoints: a last event with the usage
   bool return_tokens = false;
+  bool timings_per_token = false;
   std::vector<std::string> response_fields;
+  net::Duration ping_interval = kPingInterval;  // after so much silence a stream gets a comment
 };
 
 // All fields of POST /completion but the prompt, over the server's defaults. Out-of-range values throw

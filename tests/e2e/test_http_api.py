@@ -84,6 +84,19 @@ class HttpApi(ClusterTest):
         self.assertEqual(texts[0], texts[1])
         self.assertGreater(len(set(texts)), 1)
 
+    def test_every_sampler_generates_and_the_seed_decides(self):
+        for fields in ({"mirostat": 1}, {"mirostat": 2, "mirostat_tau": 3}, {"typical_p": 0.7}, {"top_n_sigma": 1.5},
+                       {"xtc_probability": 1, "xtc_threshold": 0.05}, {"dynatemp_range": 0.5}, {"dry_multiplier": 0.8},
+                       {"samplers": "kta", "adaptive_target": 0.4}):
+            texts = [self.server.complete(PROMPT, temperature=0.9, seed=5, **fields)["content"] for _ in range(2)]
+            self.assertEqual(texts[0], texts[1], fields)
+            self.assertTrue(texts[0], fields)
+
+    def test_dry_breaks_a_loop(self):
+        loop = "the fox ran. the fox ran. the fox ran. the fox"
+        plain, dry = (self.server.complete(loop, n_predict=12, **fields)["content"] for fields in ({}, {"dry_multiplier": 20}))
+        self.assertNotEqual(plain, dry)
+
     def test_response_fields_select_members(self):
         answer = self.server.complete(PROMPT, n_predict=2, response_fields=["content", "generation_settings/n_predict"])
         self.assertEqual(sorted(answer), ["content", "generation_settings/n_predict"])
@@ -118,7 +131,7 @@ class HttpApi(ClusterTest):
         self.error("/embeddings", {}, 400, invalid, "input")
 
     def test_known_but_unsupported_fields_and_endpoints_answer_501(self):
-        for field, value in (("grammar", "root ::= [0-9]"), ("mirostat", 2), ("dry_multiplier", 0.8), ("json_schema", {"type": "object"})):
+        for field, value in (("grammar", "root ::= [0-9]"), ("json_schema", {"type": "object"}), ("lora", [{"id": 0, "scale": 1}])):
             self.error("/completion", {"prompt": "x", field: value}, 501, "not_supported_error", field)
         self.error("/v1/chat/completions", {"messages": []}, 501, "not_supported_error", "/v1/chat/completions")
         self.assertEqual(self.server.complete("Hello", n_predict=1, grammar="", mirostat=0)["tokens_predicted"], 1)

@@ -92,6 +92,37 @@ TEST(AnswerText, KeepsTokensWithTheTextTheyBeganAndDropsThoseOfTheStopString) {
   EXPECT_FALSE(result.event);
 }
 
+// What is left of a text that arrives in these pieces.
+std::string until_indent_ends(int32_t n_indent, const std::vector<std::string>& pieces) {
+  IndentWatch watch(n_indent);
+  std::string text;
+  for (const std::string& piece : pieces) {
+    const auto end = watch.find_end(piece);
+    text += piece.substr(0, end.value_or(piece.size()));
+    if (end) break;
+  }
+  return text;
+}
+
+TEST(IndentWatch, EndsBeforeALineWithTooFewBlanks) {
+  EXPECT_EQ(until_indent_ends(2, {"a\n  b\n \tc\n d"}), "a\n  b\n \tc\n ");
+  EXPECT_EQ(until_indent_ends(2, {"a", "\n", " ", " b\n", "", " ", "c d"}), "a\n  b\n ");
+  EXPECT_EQ(until_indent_ends(2, {"  a\n   b\n\n  c"}), "  a\n   b\n");  // an empty line has none
+  EXPECT_EQ(until_indent_ends(2, {"b\n  "}), "b\n  ");
+  EXPECT_EQ(until_indent_ends(0, {"a\nb\n"}), "a\nb\n");
+}
+
+TEST(AnswerText, EndsWithTheIndentation) {
+  const auto vocabulary = test::make_vocabulary();
+  AnswerText answer(*vocabulary, {"never"}, 1);
+  for (const char c : {'{', '\n', ' ', 'x', '\n'})
+    EXPECT_FALSE(answer.push(test::byte_token(c), std::nullopt).indent_ended) << c;
+  const AnswerText::Result last = answer.push(test::byte_token('}'), std::nullopt);
+  EXPECT_TRUE(last.indent_ended);
+  EXPECT_FALSE(last.event);
+  EXPECT_FALSE(answer.finish().event);
+}
+
 TEST(AnswerText, FinishGivesWhatWasWithheld) {
   const auto vocabulary = test::make_vocabulary();
   AnswerText answer(*vocabulary, {"STOP"});

@@ -24,6 +24,8 @@ struct Answer {
   std::vector<int32_t> tokens;
   std::vector<StepProbabilities> probabilities;
   std::vector<std::string> pieces;
+  std::vector<ProgressEvent> progress;
+  std::vector<Timings> timings;  // of each piece
   std::optional<FinalEvent> final;
   std::optional<EmbeddingEvent> embedding;
   std::optional<ErrorEvent> error;
@@ -39,10 +41,15 @@ inline Answer collect(TokenStream& stream) {
     }
     if (auto* token = std::get_if<TokenEvent>(&*event)) {
       answer.text += token->text;
+      EXPECT_FALSE(!answer.progress.empty() &&
+                   answer.progress.back().n_computed < answer.progress.back().n_prompt_tokens)
+          << "a token came before the prompt was done";
       answer.pieces.push_back(token->text);
+      answer.timings.push_back(token->timings);
       answer.tokens.insert(answer.tokens.end(), token->tokens.begin(), token->tokens.end());
       answer.probabilities.insert(answer.probabilities.end(), token->probabilities.begin(), token->probabilities.end());
     }
+    if (auto* progress = std::get_if<ProgressEvent>(&*event)) answer.progress.push_back(*progress);
     if (auto* final = std::get_if<FinalEvent>(&*event)) answer.final = *final;
     if (auto* embedding = std::get_if<EmbeddingEvent>(&*event)) answer.embedding = *embedding;
     if (auto* error = std::get_if<ErrorEvent>(&*event)) answer.error = *error;

@@ -386,6 +386,55 @@ TEST_F(EngineTest, AConsumerThatDropsItsStreamMakesRoomForTheNext) {
   EXPECT_EQ(collect(*next).tokens, expected(greedy({7, 8}, 4)));
 }
 
+TEST_F(EngineTest, ReportsProgressOfAPromptWhereAsked) {
+  start(make_plan({full_group(64)}, 256, 16));
+  GenerateParams params = greedy(std::vector<int32_t>(40, 5), 3);
+  EXPECT_THAT(answer(params).progress, IsEmpty());
+  params.report_progress = true;
+  params.prompt[0] = 6;  // nothing of the first one can be used again
+  const Answer result = answer(params);
+  ASSERT_EQ(result.progress.size(), 3u);
+  uint32_t n_before = 0;
+  for (const ProgressEvent& progress : result.progress) {
+    EXPECT_EQ(progress.n_prompt_tokens, 40u);
+    EXPECT_GT(progress.n_computed, n_before);
+    EXPECT_GE(progress.elapsed_ms, 0);
+    n_before = progress.n_computed;
+  }
+  EXPECT_EQ(n_before, 40u);
+}
+
+TEST_F(EngineTest, EveryPieceCarriesTheTimingsUpToIt) {
+  start(make_plan({full_group(64)}));
+  pipeline_.force([](uint32_t) { return byte_token('x'); });
+  const Answer result = answer(greedy({1, 2}, 3));
+  ASSERT_EQ(result.timings.size(), 3u);
+  for (uint32_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(result.timings[i].predicted_n, i + 1);
+    EXPECT_EQ(result.timings[i].prompt_n + result.timings[i].cache_n, 2u);
+  }
+}
+
+TEST_F(EngineTest, EndsWithALineThatIsLateOrNotIndentedEnough) {
+  start(make_plan({full_group(64)}));
+  const std::string text = "f:\n  x\ny";
+  pipeline_.force([&](uint32_t position) -> std::optional<int32_t> {
+    return position < 1 || position - 1 >= text.size() ? std::nullopt
+                                                       : std::optional<int32_t>(byte_token(text[position - 1]));
+  });
+  GenerateParams params = greedy({1, 2}, 9);
+  params.n_indent = 2;
+  Answer result = answer(params);
+  EXPECT_EQ(result.text, "f:\n  x\n");
+  ASSERT_TRUE(result.final);
+  EXPECT_EQ(result.final->stop_type, StopType::limit);
+  EXPECT_FALSE(result.final->truncated);
+  params.n_indent = 0;
+  EXPECT_EQ(answer(params).text, text);
+  params.max_predict_ms = 3'600'000;  // not reached
+  EXPECT_EQ(answer(params).text, text);
+}
+
 TEST_F(EngineTest, AConsumerThatDoesNotReadIsCancelledWithAnError) {
   EngineOptions options;
   options.max_stream_events = 5;

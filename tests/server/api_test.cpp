@@ -4,8 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 
+#include "base/base64.h"
 #include "server/api_harness.h"
 
 namespace caravan::server {
@@ -111,8 +113,8 @@ TEST_F(ApiReady, AnswersUnknownPathsAndMethods) {
 }
 
 TEST_F(ApiReady, AnswersWhatItDoesNotSupportWith501) {
-  for (const char* path : {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/messages", "/v1/responses",
-                           "/infill", "/rerank", "/apply-template", "/props", "/lora-adapters"})
+  for (const char* path : {"/v1/chat/completions", "/v1/messages", "/v1/responses", "/infill", "/rerank",
+                           "/apply-template", "/props", "/lora-adapters"})
     expect_error(post(path, Json::object()), 501, "not_supported_error", {path});
   expect_error(get("/slots"), 501, "not_supported_error", {"/slots"});
 }
@@ -211,6 +213,135 @@ TEST_F(ApiReady, WritesBytesThatAreNoTextInProbabilities) {
   EXPECT_EQ(answer.at("content"), "ü");
   EXPECT_EQ(answer.at("completion_probabilities")[0].at("bytes"), Json::array({0xc3}));
   EXPECT_EQ(answer.at("completion_probabilities")[0].at("token"), "\xef\xbf\xbd");
+}
+
+TEST_F(ApiReady, GivesProbabilitiesAfterSampling) {
+  script(3, "hi");
+  const Json answer = post("/completion", body({{"n_probs", 2}, {"post_sampling_probs", true}})).json();
+  const Json& step = answer.at("completion_probabilities")[0];
+  EXPECT_THAT(keys(step), ElementsAre("id", "token", "bytes", "prob", "top_probs"));
+  EXPECT_EQ(step.at("prob"), 1) << "greedy";
+  ASSERT_EQ(step.at("top_probs").size(), 1u) << "the others are impossible";
+  EXPECT_THAT(keys(step.at("top_probs")[0]), ElementsAre("id", "token", "bytes", "prob"));
+}
+
+TEST_F(ApiReady, GivesSeveralCompletionsOfAPrompt) {
+  const Json answers =
+      post("/completion", body({{"n_cmpl", 3}, {"n_predict", 8}, {"temperature", 2}, {"seed", 9}})).json();
+  ASSERT_EQ(answers.size(), 3u);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(answers[i].at("index"), i);
+    EXPECT_EQ(answers[i].at("generation_settings").at("seed"), 9 + i);
+  }
+  const Json alone = post("/completion", body({{"n_predict", 8}, {"temperature", 2}, {"seed", 10}})).json();
+  EXPECT_EQ(answers[1].at("content"), alone.at("content"));
+  expect_error(post("/completion", body({{"n", 5}})), 400, "invalid_request_error", {"'n'", "4"});
+}
+
+TEST_F(ApiReady, StreamsProgressAndTimingsWhereAsked) {
+  script(3, "hi");
+  const Reply reply =
+      post("/completion", body({{"stream", true}, {"return_progress", true}, {"timings_per_token", true}}));
+  const std::vector<Json> events = reply.events();
+  ASSERT_GT(events.size(), 2u);
+  const Json& progress = events[0].at("prompt_progress");
+  EXPECT_EQ(progress.at("total"), 3);
+  EXPECT_EQ(progress.at("processed"), 3);
+  EXPECT_EQ(progress.at("cache"), 0);
+  EXPECT_TRUE(progress.at("time_ms").is_number());
+  EXPECT_EQ(events[0].at("content"), "");
+  EXPECT_EQ(events[1].at("timings").at("predicted_n"), 1);
+  EXPECT_FALSE(events[1].contains("prompt_progress"));
+  EXPECT_FALSE(post("/completion", body({{"stream", true}})).events()[0].contains("timings"));
+}
+
+TEST_F(ApiReady, CompletesInTheShapeOfOpenAi) {
+  script(3, "hi you");
+  const Json answer = post("/v1/completions", body({{"max_tokens", 4}, {"model", "any"}})).json();
+  EXPECT_THAT(keys(answer),
+              ElementsAre("choices", "created", "model", "system_fingerprint", "object", "id", "usage", "timings"));
+  EXPECT_EQ(answer.at("object"), "text_completion");
+  EXPECT_EQ(answer.at("model"), "/models/toy.gguf");
+  EXPECT_EQ(answer.at("system_fingerprint").get<std::string>()[0], 'b');
+  EXPECT_EQ(answer.at("id").get<std::string>().rfind("chatcmpl-", 0), 0u);
+  EXPECT_EQ(answer.at("choices"),
+            Json::parse(R"([{"text": "hi y", "index": 0, "logprobs": null, "finish_reason": "length"}])"));
+  EXPECT_EQ(answer.at("usage").at("prompt_tokens"), 3);
+  EXPECT_EQ(answer.at("usage").at("completion_tokens"), 4);
+  EXPECT_EQ(answer.at("usage").at("total_tokens"), 7);
+  EXPECT_EQ(post("/v1/completions", body()).json().at("choices")[0].at("finish_reason"), "stop");
+  EXPECT_NE(post("/v1/completions", body()).json().at("id"), answer.at("id"));
+}
+
+TEST_F(ApiReady, EchoesThePromptInTheShapeOfOpenAi) {
+  script(3, "hi");
+  EXPECT_EQ(post("/v1/completions", body({{"echo", true}})).json().at("choices")[0].at("text"), "abhi");
+  const Reply reply = post("/v1/completions", body({{"echo", true}, {"stream", true}}));
+  EXPECT_THAT(reply.text, HasSubstr("abh"));
+}
+
+TEST_F(ApiReady, CountsEveryChoiceInTheShapeOfOpenAi) {
+  const Json answer = post("/v1/completions", {{"prompt", {{1, 5}, {1, 6, 7}}},
+                                               {"n", 2},
+                                               {"best_of", 2},
+                                               {"max_tokens", 2},
+                                               {"temperature", 0},
+                                               {"ignore_eos", true}})
+                          .json();
+  ASSERT_EQ(answer.at("choices").size(), 4u);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(answer.at("choices")[i].at("index"), i);
+  EXPECT_EQ(answer.at("usage").at("prompt_tokens"), 5);
+  EXPECT_EQ(answer.at("usage").at("completion_tokens"), 8);
+}
+
+TEST_F(ApiReady, GivesLogprobsInBothShapes) {
+  script(3, std::vector<int32_t>{byte_token('\xc3'), byte_token('\xbc'), byte_token('x')});
+  const Json logprobs = post("/v1/completions", body({{"logprobs", 2}})).json().at("choices")[0].at("logprobs");
+  ASSERT_EQ(logprobs.at("content").size(), 3u);
+  EXPECT_EQ(logprobs.at("content")[2].at("token"), "x");
+  EXPECT_EQ(logprobs.at("tokens")[2], "x");
+  EXPECT_EQ(logprobs.at("token_logprobs")[2], logprobs.at("content")[2].at("logprob"));
+  EXPECT_EQ(logprobs.at("top_logprobs")[2].size(), 2u);
+  EXPECT_EQ(logprobs.at("text_offset"), Json::array({0, 1, 1})) << "characters, not bytes";
+}
+
+TEST_F(ApiReady, StreamsChunksInTheShapeOfOpenAi) {
+  script(3, "hi");
+  const Reply reply =
+      post("/v1/completions", body({{"stream", true}, {"logprobs", 1}, {"stream_options", {{"include_usage", true}}}}));
+  EXPECT_EQ(reply.content_type, "text/event-stream");
+  const std::string done = "data: [DONE]\n\n";
+  ASSERT_TRUE(reply.text.ends_with(done)) << reply.text;
+  Reply events = reply;
+  events.text.resize(events.text.size() - done.size());
+  const std::vector<Json> chunks = events.events();
+  ASSERT_EQ(chunks.size(), 4u);
+  for (const Json& chunk : chunks) {
+    EXPECT_EQ(chunk.at("id"), chunks[0].at("id"));
+    EXPECT_EQ(chunk.at("object"), "text_completion");
+  }
+  EXPECT_EQ(chunks[0].at("choices")[0].at("text"), "h");
+  EXPECT_EQ(chunks[0].at("choices")[0].at("finish_reason"), nullptr);
+  EXPECT_EQ(chunks[1].at("choices")[0].at("logprobs").at("text_offset"), Json::array({1}));
+  EXPECT_FALSE(chunks[1].contains("usage"));
+  EXPECT_EQ(chunks[2].at("choices")[0].at("finish_reason"), "stop");
+  EXPECT_EQ(chunks[2].at("choices")[0].at("text"), "");
+  EXPECT_TRUE(chunks[2].contains("timings"));
+  EXPECT_EQ(chunks[3].at("choices"), Json::array());
+  EXPECT_EQ(chunks[3].at("usage").at("completion_tokens"), 3);
+}
+
+TEST_F(ApiReady, NamesWhatTheShapeOfOpenAiDoesNotSupport) {
+  expect_error(post("/v1/completions", body({{"suffix", "x"}})), 501, "not_supported_error", {"'suffix'"});
+  expect_error(post("/v1/completions", body({{"best_of", 3}})), 501, "not_supported_error", {"'best_of'"});
+  expect_error(post("/v1/completions", body({{"echo", true}, {"logprobs", 1}})), 501, "not_supported_error",
+               {"'echo'"});
+  expect_error(post("/v1/completions", Json::object()), 400, "invalid_request_error", {"'prompt'"});
+  expect_error(post("/v1/completions", body({{"temperature", "x"}})), 400, "invalid_request_error", {"temperature"});
+  expect_error(post("/completion", body({{"echo", true}})), 501, "not_supported_error", {"'echo'"});
+  pipeline_.fail_when([](const stage::Batch&) { return true; }, "out of order");
+  for (const bool stream : {false, true})
+    EXPECT_THAT(post("/v1/completions", body({{"stream", stream}})).text, HasSubstr("out of order"));
 }
 
 TEST_F(ApiReady, StreamsEventsWhoseContentsAreTheWholeAnswer) {
@@ -373,12 +504,42 @@ TEST_F(ApiReady, LeavesVectorsAsTheyAreWhereAsked) {
   EXPECT_NEAR(raw[0].get<double>() * unit[1].get<double>(), raw[1].get<double>() * unit[0].get<double>(), 1e-5);
 }
 
+TEST_F(ApiReady, EmbedsInTheShapeOfOpenAi) {
+  const Json native = post("/embedding", {{"input", {"ab", "a"}}}).json();
+  const Json answer = post("/v1/embeddings", {{"input", {"ab", "a"}}, {"model", "mine"}, {"dimensions", 3}}).json();
+  EXPECT_THAT(keys(answer), ElementsAre("model", "object", "usage", "data"));
+  EXPECT_EQ(answer.at("model"), "mine");
+  EXPECT_EQ(answer.at("object"), "list");
+  EXPECT_EQ(answer.at("usage"), Json({{"prompt_tokens", 5}, {"total_tokens", 5}}));
+  ASSERT_EQ(answer.at("data").size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_THAT(keys(answer.at("data")[i]), ElementsAre("embedding", "index", "object"));
+    EXPECT_EQ(answer.at("data")[i].at("embedding"), native[i].at("embedding")[0]);
+    EXPECT_EQ(answer.at("data")[i].at("index"), i);
+  }
+  EXPECT_EQ(post("/v1/embeddings", {{"input", "ab"}}).json().at("model"), "/models/toy.gguf");
+  EXPECT_TRUE(post("/v1/embeddings", {{"content", "ab"}}).json().is_array()) << "content asks for the native shape";
+  api_.model.pooling = engine::Pooling::none;
+  expect_error(post("/v1/embeddings", {{"input", "ab"}}), 400, "invalid_request_error", {"pooling"});
+}
+
+TEST_F(ApiReady, EmbedsAsBase64) {
+  const auto call = [&](const char* format) {
+    return post("/v1/embeddings", {{"input", "ab"}, {"encoding_format", format}}).json().at("data")[0];
+  };
+  const auto values = call("float").at("embedding").get<std::vector<float>>();
+  const Json coded = call("base64");
+  EXPECT_EQ(coded.at("encoding_format"), "base64");
+  EXPECT_EQ(coded.at("embedding"),
+            base64_encode({reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)}));
+}
+
 TEST_F(ApiReady, NamesWhatIsWrongWithAnEmbedding) {
   expect_error(post("/embedding", Json::object()), 400, "invalid_request_error", {"'content'", "'input'"});
   expect_error(post("/embedding", {{"content", 5}}), 400, "invalid_request_error", {"'content'"});
   expect_error(post("/embedding", {{"input", 5}}), 400, "invalid_request_error", {"'input'"});
-  expect_error(post("/embedding", {{"input", "a"}, {"encoding_format", "base64"}}), 501, "not_supported_error",
-               {"'encoding_format'"});
+  expect_error(post("/v1/embeddings", {{"input", "a"}, {"dimensions", 2}}), 501, "not_supported_error",
+               {"'dimensions'"});
   expect_error(post("/embedding", {{"input", "a"}, {"encoding_format", "x"}}), 400, "invalid_request_error",
                {"'encoding_format'"});
   for (const Json& value : {Json(-2), Json(4294967297), Json(1.5), Json("x")})

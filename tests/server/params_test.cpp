@@ -102,6 +102,51 @@ TEST_F(Params, TakeEveryFieldFromTheRequest) {
   EXPECT_EQ(params.generate.sampling, expected);
 }
 
+TEST_F(Params, TakeTheLessCommonSamplersFromTheRequest) {
+  engine::SamplingParams expected;
+  expected.typical_p = 0.5f;
+  expected.top_n_sigma = 1.5f;
+  expected.xtc_probability = 0.25f;
+  expected.xtc_threshold = 0.125f;
+  expected.dynatemp_range = 0.75f;
+  expected.dynatemp_exponent = 2;
+  expected.dry_multiplier = 0.5f;
+  expected.dry_base = 3;
+  expected.dry_allowed_length = 4;
+  expected.dry_penalty_last_n = -1;
+  expected.dry_sequence_breakers = {"x", "yz"};
+  expected.mirostat = 2;
+  expected.mirostat_tau = 4;
+  expected.mirostat_eta = 0.5f;
+  expected.adaptive_target = 0.5f;
+  expected.adaptive_decay = 0.25f;
+  expected.post_sampling_probs = true;
+  expected.samplers = {"top_k", "adaptive_p", "typ_p"};
+  EXPECT_EQ(sampling(R"({"typical_p": 0.5, "top_n_sigma": 1.5, "xtc_probability": 0.25, "xtc_threshold": 0.125,
+    "dynatemp_range": 0.75, "dynatemp_exponent": 2, "dry_multiplier": 0.5, "dry_base": 3, "dry_allowed_length": 4,
+    "dry_penalty_last_n": -1, "dry_sequence_breakers": ["x", "yz"], "mirostat": 2, "mirostat_tau": 4,
+    "mirostat_eta": 0.5, "adaptive_target": 0.5, "adaptive_decay": 0.25, "post_sampling_probs": true,
+    "samplers": ["top-k", "adaptive_p", "typical"]})"),
+            expected);
+  EXPECT_EQ(sampling(R"({"dry_base": 0.5})").dry_base, 1.75f);
+}
+
+TEST_F(Params, TakeTheFieldsOfTheAnswersForm) {
+  const CompletionParams none = parse(R"({"stream": false, "return_progress": true})");
+  EXPECT_FALSE(none.timings_per_token || none.include_usage || none.generate.report_progress);
+  EXPECT_EQ(none.n, 1u);
+  EXPECT_EQ(none.ping_interval, std::chrono::seconds(30));
+  const CompletionParams all = parse(R"({"stream": true, "return_progress": true, "timings_per_token": true, "n": 3,
+    "stream_options": {"include_usage": true}, "n_indent": 4, "t_max_predict_ms": 900, "sse_ping_interval": 5})");
+  EXPECT_TRUE(all.timings_per_token && all.include_usage && all.generate.report_progress);
+  EXPECT_EQ(all.n, 3u);
+  EXPECT_EQ(all.generate.n_indent, 4);
+  EXPECT_EQ(all.generate.max_predict_ms, 900);
+  EXPECT_EQ(all.ping_interval, std::chrono::seconds(5));
+  EXPECT_GT(parse(R"({"sse_ping_interval": -1})").ping_interval, std::chrono::hours(1000));
+  EXPECT_EQ(parse(R"({"n_cmpl": 2, "n": 5})").n, 2u);
+}
+
 TEST_F(Params, TakeOneStopString) { EXPECT_THAT(parse(R"({"stop": "end"})").generate.stop, ElementsAre("end")); }
 
 TEST_F(Params, TakeANegativeTemperatureAsZero) { EXPECT_EQ(sampling(R"({"temperature": -1})").temperature, 0); }
@@ -155,7 +200,12 @@ INSTANTIATE_TEST_SUITE_P(OfRange, RefusedField,
                                            Refused{"frequency_penalty", "1e39"}, Refused{"presence_penalty", "-1e39"},
                                            Refused{"logit_bias", "[[263, 1]]"}, Refused{"logit_bias", "[[-1, 1]]"},
                                            Refused{"logit_bias", "{\"263\": 1}"}, Refused{"logit_bias", "[[5, 1e39]]"},
-                                           Refused{"logit_bias", "[[5, -1e39]]"}));
+                                           Refused{"logit_bias", "[[5, -1e39]]"}, Refused{"mirostat", "3"},
+                                           Refused{"mirostat", "-1"}, Refused{"dry_allowed_length", "-1"},
+                                           Refused{"dry_penalty_last_n", "-2"}, Refused{"adaptive_decay", "1"},
+                                           Refused{"adaptive_target", "0.5"}, Refused{"typical_p", "1e39"},
+                                           Refused{"n", "0"}, Refused{"n_cmpl", "-1"}, Refused{"n_indent", "-1"},
+                                           Refused{"sse_ping_interval", "0"}, Refused{"sse_ping_interval", "-2"}));
 
 INSTANTIATE_TEST_SUITE_P(
     OfType, RefusedField,
@@ -169,7 +219,11 @@ INSTANTIATE_TEST_SUITE_P(
                       Refused{"logit_bias", "\"a\""}, Refused{"logit_bias", "[5]"}, Refused{"logit_bias", "[[5]]"},
                       Refused{"logit_bias", "[[5, 1, 2]]"}, Refused{"logit_bias", "[[5, true]]"},
                       Refused{"logit_bias", "[[5, \"x\"]]"}, Refused{"logit_bias", "[[null, 1]]"},
-                      Refused{"logit_bias", "[[1.5, 1]]"}));
+                      Refused{"logit_bias", "[[1.5, 1]]"}, Refused{"dry_sequence_breakers", "\"x\""},
+                      Refused{"dry_sequence_breakers", "[]"}, Refused{"dry_sequence_breakers", "[5]"},
+                      Refused{"samplers", "[\"infill\"]"}, Refused{"xtc_probability", "\"often\""},
+                      Refused{"post_sampling_probs", "1"}, Refused{"timings_per_token", "1"},
+                      Refused{"stream_options", "5"}));
 
 struct Unsupported {
   const char* field;
@@ -192,23 +246,15 @@ INSTANTIATE_TEST_SUITE_P(
                       Unsupported{"json_schema", "{}", "{\"type\": \"object\"}"},
                       Unsupported{"response_format", "{}", "{\"type\": \"json_object\"}"},
                       Unsupported{"response_format", "{\"type\": \"text\"}", "{\"type\": \"json_schema\"}"},
-                      Unsupported{"typical_p", "1.0", "0.9"}, Unsupported{"mirostat", "0", "2"},
-                      Unsupported{"dynatemp_range", "0.0", "0.5"}, Unsupported{"dry_multiplier", "0", "0.8"},
-                      Unsupported{"xtc_probability", "0", "0.1"}, Unsupported{"top_n_sigma", "-1", "2"},
-                      Unsupported{"adaptive_target", "-1", "0.5"},
                       Unsupported{"lora", "[]", "[{\"id\": 0, \"scale\": 1}]"}, Unsupported{"id_slot", "-1", "0"},
-                      Unsupported{"n_cmpl", "1", "2"}, Unsupported{"n", "1", "3"}, Unsupported{"n_indent", "0", "4"},
-                      Unsupported{"n_cache_reuse", "0", "256"}, Unsupported{"t_max_predict_ms", "-1", "1000"},
-                      Unsupported{"post_sampling_probs", "false", "true"},
-                      Unsupported{"return_progress", "false", "true"},
-                      Unsupported{"timings_per_token", "false", "true"},
-                      Unsupported{"backend_sampling", "false", "true"}, Unsupported{"grammar_lazy", "false", "true"},
+                      Unsupported{"n_cache_reuse", "0", "256"}, Unsupported{"backend_sampling", "false", "true"},
+                      Unsupported{"grammar_lazy", "false", "true"},
                       Unsupported{"grammar_triggers", "[]", "[{\"type\": 1}]"}, Unsupported{"echo", "false", "true"},
-                      Unsupported{"sse_ping_interval", "30", "5"}, Unsupported{"verbose", "false", "true"}));
+                      Unsupported{"verbose", "false", "true"}));
 
 TEST_F(Params, IgnoreUnknownFieldsAndThoseOfOldServers) {
   EXPECT_NO_THROW(parse(R"({"no_such_field": {"a": [1]}, "tfs_z": 0.5, "penalize_nl": true, "system_prompt": "x",
-                            "cache_prompt": true, "model": "any", "mirostat_tau": 3})"));
+                            "cache_prompt": true, "model": "any"})"));
 }
 
 TEST_F(Params, TakeLogitBiasAsPairsOrAsAnObject) {
