@@ -1,5 +1,5 @@
 # The front door. `make demo` and `make test` need nothing but a clone on Debian 12 or Ubuntu 24.04.
-.PHONY: demo test build check-full bench format format-check lint clean packages
+.PHONY: demo test test-clients build check-full bench format format-check lint clean packages
 JOBS ?= $(shell nproc)
 
 # Builds if needed, runs two backends and one server with the bundled model, asks one question, stops everything.
@@ -19,6 +19,10 @@ test: packages
 	@cmake --preset release -DCARAVAN_TESTS=ON >/dev/null
 	@cmake --build build/release -j $(JOBS)
 	@scripts/run_tests.py build/release
+
+# A session of the OpenAI and Anthropic clients, and docs/openapi.yaml against real answers. Needs Node.js and npm.
+test-clients: build
+	@scripts/run_tests.py build/release --e2e-only --filter clients
 
 # What takes longer than a push should: ThreadSanitizer, clang, cross builds under emulation, long fuzzing.
 check-full:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Debian 12 / Ubuntu 24.04 packages that Caravan needs: installs the missing ones as root, otherwise prints the line to run.
-# Usage: scripts/packages.sh [build|check]    build (default): to compile, run and test; check: also format, lint and fuzz.
+# Usage: scripts/packages.sh [build|check]    build (default): to compile, run and test; check: also format, lint, fuzz and test with clients.
 set -euo pipefail
 
 # Debian 12's default Boost is 1.74, but it also has 1.81, which knows what we use; later systems' default is newer.
@@ -10,7 +10,12 @@ if grep -qs '^VERSION_ID="12"' /etc/os-release && grep -qs '^ID=debian' /etc/os-
 wanted=(ca-certificates cmake ninja-build g++ ccache mold make pkg-config python3 curl "$boost" libssl-dev
         libprotobuf-dev protobuf-compiler nlohmann-json3-dev libspdlog-dev libfmt-dev libpcre2-dev
         libutf8proc-dev libgtest-dev libgmock-dev libbenchmark-dev)
-[ "${1:-build}" = check ] && wanted+=(clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev shellcheck)
+if [ "${1:-build}" = check ]; then
+  wanted+=(clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev shellcheck)
+  # Large, and often there from elsewhere.
+  command -v node >/dev/null || wanted+=(nodejs)
+  command -v npm >/dev/null || wanted+=(npm)
+fi
 
 missing=()
 for package in "${wanted[@]}"; do

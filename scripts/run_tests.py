@@ -2,14 +2,17 @@
 """Runs every test program of a build folder and the end-to-end tests, and prints run and skipped counts per suite.
 
 Usage: run_tests.py BUILD_FOLDER [--units-only | --e2e-only] [--filter NAME]
-A suite is a test_<module> program (GoogleTest) or a tests/e2e/test_*.py file (unittest). Exits 1 when a test failed, a
-suite died or nothing ran. The last line is "N passed, N failed, N skipped".
+A suite is a test_<module> program (GoogleTest), a tests/e2e/test_*.py file (unittest) or a folder tests/* with *.test.mjs files
+(node --test; skipped where Node.js or a package that it needs cannot be had). Exits 1 when a test failed, a suite died or nothing
+ran. The last line is "N passed, N failed, N skipped".
 """
 
 import argparse
 import json
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,6 +65,43 @@ def run_e2e(file, build):
     return result.testsRun - len(result.skipped), len(bad), len(result.skipped), messages
 
 
+def install_node_packages(folder):
+    """Installs what folder/package-lock.json names, if that changed. Returns why it could not, or None."""
+    lock = folder / "package-lock.json"
+    installed = folder / "node_modules" / ".installed"
+    if not lock.exists() or (installed.exists() and installed.read_bytes() == lock.read_bytes()):
+        return None
+    if not shutil.which("npm"):
+        return "npm is not installed"
+    result = subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=folder, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+    if result.returncode != 0:
+        return f"npm ci failed: {result.stdout.strip()[-300:]}"
+    installed.write_bytes(lock.read_bytes())
+    return None
+
+
+def run_node(folder, build):
+    """Returns (run, failed, skipped, messages) of the *.test.mjs files of a folder."""
+    reason = install_node_packages(folder) if shutil.which("node") else "Node.js is not installed"
+    if reason:
+        required = os.environ.get("CI") == "true"
+        return (1, 1, 0, [f"FAILED {folder.name}: {reason}"]) if required else (0, 0, 1, [f"  1 skipped: {reason}"])
+    files = sorted(str(file) for file in folder.glob("*.test.mjs"))
+    environment = {**os.environ, "CARAVAN_EXECUTABLE": str(build.resolve() / "apps" / "caravan")}
+    result = subprocess.run(["node", "--test", "--test-reporter=tap", *files], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+    passed, failed, cancelled, skipped = (
+        int(found.group(1)) if (found := re.search(rf"^# {name} (\d+)$", result.stdout, re.MULTILINE)) else 0
+        for name in ("pass", "fail", "cancelled", "skipped"))
+    failed += cancelled
+    if result.returncode != 0 and failed == 0:
+        failed = 1
+    messages = [f"FAILED {folder.name}\n{result.stdout[-8000:]}"] if failed else []
+    messages.extend(f"  skipped: {reason}" for reason in sorted(set(re.findall(r"# SKIP (.+)$", result.stdout, re.MULTILINE))))
+    return passed + failed, failed, skipped, messages
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("build", type=pathlib.Path)
@@ -77,6 +117,8 @@ def main():
     if not arguments.units_only:
         suites += [(f"e2e/{f.stem}", lambda f=f: run_e2e(f, arguments.build))
                    for f in sorted((ROOT / "tests" / "e2e").glob("test_*.py"))]
+        folders = {file.parent for file in (ROOT / "tests").glob("*/*.test.mjs")}
+        suites += [(folder.name, lambda folder=folder: run_node(folder, arguments.build)) for folder in sorted(folders)]
 
     total = [0, 0, 0]
     print(f"{'suite':<24} {'run':>6} {'failed':>7} {'skipped':>8} {'seconds':>8}")

@@ -9,6 +9,13 @@ void Router::add(std::string method, std::string path, Handler handler) {
   CARAVAN_ASSERT(added, "each route is added once");
 }
 
+std::vector<std::string> Router::routes() const {
+  std::vector<std::string> routes;
+  for (const auto& [path, handlers] : routes_)
+    for (const auto& [method, handler] : handlers) routes.push_back(method + " " + path);
+  return routes;
+}
+
 const Handler& Router::find(const std::string& method, const std::string& path) const {
   const auto methods = routes_.find(path);
   if (methods == routes_.end()) throw HttpError(404, "File Not Found");

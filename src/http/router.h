@@ -20,6 +20,8 @@ class Router {
   // Throws HttpError 404 for an unknown path and 405 (naming what is allowed) for an unknown method.
   const Handler& find(const std::string& method, const std::string& path) const;
   bool knows(const std::string& path) const { return routes_.contains(path); }
+  // "GET /path" and so on, sorted by path.
+  std::vector<std::string> routes() const;
 
  private:
   std::map<std::string, std::map<std::string, Handler>> routes_;  // path -> method -> handler

@@ -92,10 +92,15 @@ class HttpApi(ClusterTest):
             self.assertEqual(texts[0], texts[1], fields)
             self.assertTrue(texts[0], fields)
 
-    def test_dry_breaks_a_loop(self):
-        loop = "the fox ran. the fox ran. the fox ran. the fox"
-        plain, dry = (self.server.complete(loop, n_predict=12, **fields)["content"] for fields in ({}, {"dry_multiplier": 20}))
-        self.assertNotEqual(plain, dry)
+    def test_dry_keeps_pairs_of_tokens_from_coming_back(self):
+        dry = {"dry_multiplier": 30, "dry_allowed_length": 1, "dry_sequence_breakers": ["@@"], "ignore_eos": True}
+        n_repeated = []
+        for fields in ({}, dry):
+            tokens = self.server.complete(PROMPT, n_predict=60, return_tokens=True, **fields)["tokens"]
+            pairs = list(zip(tokens, tokens[1:]))
+            n_repeated.append(len(pairs) - len(set(pairs)))
+        self.assertGreater(n_repeated[0], 0)
+        self.assertEqual(n_repeated[1], 0)
 
     def test_response_fields_select_members(self):
         answer = self.server.complete(PROMPT, n_predict=2, response_fields=["content", "generation_settings/n_predict"])

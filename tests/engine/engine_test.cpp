@@ -422,7 +422,7 @@ TEST_F(EngineTest, EndsWithALineThatIsLateOrNotIndentedEnough) {
     return position < 1 || position - 1 >= text.size() ? std::nullopt
                                                        : std::optional<int32_t>(byte_token(text[position - 1]));
   });
-  GenerateParams params = greedy({1, 2}, 9);
+  GenerateParams params = greedy({1, 2}, static_cast<int32_t>(text.size()));
   params.n_indent = 2;
   Answer result = answer(params);
   EXPECT_EQ(result.text, "f:\n  x\n");
