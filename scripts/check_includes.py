@@ -11,6 +11,7 @@ import sys
 
 DIRECT = {
     "base": [],
+    "chat": ["base"],
     "net": ["base"],
     "http": ["net"],
     "tensor": ["base"],
@@ -26,7 +27,7 @@ DIRECT = {
     "plan": ["stage"],
     "engine": ["stage", "vocab"],
     "cluster": ["remote", "plan", "engine"],
-    "server": ["engine", "http"],
+    "server": ["engine", "chat", "http"],
 }
 
 
