@@ -22,7 +22,8 @@ void resolve_views(const graph::Graph& graph, const graph::RowCounts& counts, st
       const auto& p = std::get<graph::SliceParams>(node->params);
       const View& source = views[static_cast<size_t>(node->inputs[0])];
       view.nb = source.nb;
-      view.data = source.data + p.offset * source.nb[static_cast<size_t>(p.dim)];
+      // While steps are planned there are no bytes yet.
+      if (source.data) view.data = source.data + p.offset * source.nb[static_cast<size_t>(p.dim)];
       continue;
     }
     if (node != nullptr && node->op == Op::permute) {
