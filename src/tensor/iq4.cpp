@@ -36,7 +36,7 @@ struct Iq4Levels {
 };
 
 // The value of largest magnitude is tried near either end.
-constexpr Anchor kAnchors[] = {{-127.0f, 1.0f, 9}, {113.0f, 1.0f, 9}};
+constexpr Anchor kAnchors[] = {{-127.0f, 1.5f, 5}, {113.0f, 2.0f, 3}};
 constexpr IntegerLevels kXsScales{-32, 31};
 
 // Stores 32 levels as nibbles in the order of Q4_0.

@@ -17,7 +17,7 @@ struct SymmetricFormat {
 };
 
 // The side with one more level goes to the value of largest magnitude.
-constexpr Anchor kQ3Anchors[] = {{-4.0f, -0.1f, 9}}, kQ6Anchors[] = {{-32.0f, -0.2f, 4}};
+constexpr Anchor kQ3Anchors[] = {{-4.0f, -0.2f, 4}}, kQ6Anchors[] = {{-32.0f, -0.2f, 4}};
 constexpr SymmetricFormat kQ3Format{{-4, 3}, {-32, 31}, kQ3Anchors}, kQ6Format{{-32, 31}, {-128, 127}, kQ6Anchors};
 
 // Quantises a super-block: fills scales and levels, and returns the bits of d.
