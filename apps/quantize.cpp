@@ -27,7 +27,7 @@ constexpr float kLargestHalf = 65504.0f;
 bool is_float(DType type) { return type == DType::f32 || type == DType::f16 || type == DType::bf16; }
 
 std::span<const int64_t> dimensions(const TensorInfo& tensor) {
-  return std::span(tensor.ne).first(static_cast<size_t>(tensor.n_dims));
+  return std::span(tensor.ne).first(static_cast<size_t>(std::max(tensor.n_dims, 1)));  // a number is a vector of one
 }
 
 // Decides about one tensor after the other.
