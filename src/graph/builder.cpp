@@ -163,6 +163,8 @@ ValueId Builder::activate(ValueId x, Activation activation) {
       return gelu_erf(x);
     case Activation::relu:
       return relu(x);
+    case Activation::swiglu_oai:
+      return mul(x, sigmoid(scale(x, kSwigluOaiAlpha)));
   }
   return kNoValue;
 }
@@ -192,9 +194,19 @@ ValueId Builder::paged_attention(ValueId q, ValueId k, ValueId v, const Attentio
 ValueId Builder::encoder_attention(ValueId q, ValueId k, ValueId v, const AttentionParams& params) {
   return node(Op::encoder_attention, {q, k, v}, params);
 }
-ValueId Builder::moe(ValueId x, ValueId logits, ValueId gate, ValueId up, ValueId down, const MoeParams& params,
-                     ValueId selection_bias) {
-  return node(Op::moe, operands({x, logits, gate, up, down, selection_bias}), params);
+ValueId Builder::moe(ValueId x, ValueId logits, ValueId gate, ValueId up, ValueId down, MoeParams params,
+                     const MoeVectors& vectors) {
+  std::vector<ValueId> inputs{x, logits, gate};
+  if (up != kNoValue) inputs.push_back(up);
+  inputs.push_back(down);
+  params.gate_up = up == kNoValue ? GateUp::fused : GateUp::separate;
+  params.vectors = 0;
+  for (size_t i = 0; i < vectors.size(); ++i) {
+    if (vectors[i] == kNoValue) continue;
+    params.vectors |= 1U << i;
+    inputs.push_back(vectors[i]);
+  }
+  return node(Op::moe, std::move(inputs), params);
 }
 
 ValueId Builder::name(ValueId value, std::string text) {

@@ -13,6 +13,7 @@
 // was found. Operands that do not fit throw FormatError naming the op and the values.
 #pragma once
 
+#include <array>
 #include <initializer_list>
 #include <map>
 #include <string>
@@ -134,12 +135,20 @@ class Builder {
   // Every row attends to the rows [visible_from, visible_to) of the batch that the run gives for params.group (those of
   // its own text); nothing is cached. Shapes as paged_attention.
   ValueId encoder_attention(ValueId q, ValueId k, ValueId v, const AttentionParams& params);
-  // x [n_embd, rows], logits [n_expert, rows] (mul_mat of the router matrix), gate and up [n_embd, n_ff, n_expert],
-  // down [n_ff, n_embd, n_expert] -> [n_embd, rows]. The n_expert_used experts with the largest probabilities (ties:
-  // lower id; selection_bias [n_expert], or kNoValue, is added for the choice only) each compute
+  // x [n_embd, rows], logits [n_expert, rows] (mul_mat of the router matrix), gate and up [n_embd, n_ff, n_expert], or
+  // gate [n_embd, 2 * n_ff, n_expert] with the rows of both and up kNoValue, down [n_ff, n_embd, n_expert] ->
+  // [n_embd, rows]. The n_expert_used experts with the largest probabilities (ties: lower id) each compute
   // down(activation(gate x) * up x); results are summed in rank order, weighted by their probabilities.
-  ValueId moe(ValueId x, ValueId logits, ValueId gate, ValueId up, ValueId down, const MoeParams& params,
-              ValueId selection_bias = kNoValue);
+  //   vectors: by MoeVector, kNoValue for those that are not there.
+  // params.gate_up and params.vectors follow from the operands.
+  using MoeVectors = std::array<ValueId, kMoeVectorCount>;
+  ValueId moe(ValueId x, ValueId logits, ValueId gate, ValueId up, ValueId down, MoeParams params,
+              const MoeVectors& vectors = no_moe_vectors());
+  static constexpr MoeVectors no_moe_vectors() {
+    MoeVectors vectors{};
+    vectors.fill(kNoValue);
+    return vectors;
+  }
 
   // Any op by number, for lowering and adaptors.
   ValueId node(Op op, std::vector<ValueId> inputs, Params params = NoParams{});

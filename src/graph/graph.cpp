@@ -49,7 +49,7 @@ std::string params_text(const Params& params) {
     }
     std::string operator()(const MoeParams& p) const { return fmt::format("used={}", p.n_expert_used); }
     std::string operator()(const GatedParams& p) const {
-      constexpr std::string_view kNames[] = {"silu", "gelu", "gelu_erf", "relu"};
+      constexpr std::string_view kNames[] = {"silu", "gelu", "gelu_erf", "relu", "swiglu_oai"};
       return std::string(kNames[static_cast<size_t>(p.activation)]);
     }
   };
@@ -63,6 +63,8 @@ void check_storage(const Graph& graph, const Node& node) {
     return value.kind == Value::Kind::cache ||
            (value.kind == Value::Kind::node && graph.nodes[static_cast<size_t>(value.index)].op == Op::set_rows);
   };
+  const auto* moe = std::get_if<MoeParams>(&node.params);
+  const size_t matrices_end = moe != nullptr ? moe->down_index() + 1 : 1;
   for (size_t i = 0; i < node.inputs.size(); ++i) {
     const Value& value = graph.value(node.inputs[i]);
     if (is_cache(node.inputs[i]) && !(i == 0 && (node.op == Op::get_rows || node.op == Op::set_rows)))
@@ -71,17 +73,18 @@ void check_storage(const Graph& graph, const Node& node) {
       throw FormatError(fmt::format("set_rows: '{}' is no cache", value_text(graph, node.inputs[0])));
     if (value.kind != Value::Kind::weight) continue;
     const WeightRole role = graph.weights[static_cast<size_t>(value.index)].role;
-    const bool product =
-        (i == 0 && (node.op == Op::mul_mat || node.op == Op::mul_mat_id)) || (node.op == Op::moe && i >= 2 && i <= 4);
-    const bool fits = role == WeightRole::matrix      ? product
-                      : role == WeightRole::embedding ? node.op == Op::get_rows && i == 0
-                                                      : (node.op != Op::mul_mat_id && node.op != Op::moe) || i == 5;
+    const bool product = (i == 0 && (node.op == Op::mul_mat || node.op == Op::mul_mat_id)) ||
+                         (node.op == Op::moe && i >= 2 && i < matrices_end);
+    const bool fits = role == WeightRole::matrix ? product
+                      : role == WeightRole::embedding
+                          ? node.op == Op::get_rows && i == 0
+                          : node.op != Op::mul_mat_id && (node.op != Op::moe || i >= matrices_end);
     if (!fits)
       throw FormatError(fmt::format("tensor '{}': a weight of role {} cannot be operand {} of {}", value.name,
                                     to_string(role), i, op_name(node.op)));
   }
   const bool needs_matrices = node.op == Op::mul_mat_id || node.op == Op::moe;
-  for (size_t i = node.op == Op::moe ? 2 : 0; needs_matrices && i < (node.op == Op::moe ? 5U : 1U); ++i)
+  for (size_t i = node.op == Op::moe ? 2 : 0; needs_matrices && i < matrices_end && i < node.inputs.size(); ++i)
     if (graph.value(node.inputs[i]).kind != Value::Kind::weight)
       throw FormatError(fmt::format("{}: operand {} must be a matrix weight", op_name(node.op), i));
 }

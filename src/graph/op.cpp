@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "base/error.h"
@@ -260,21 +261,48 @@ Type infer_attention(Inputs in, const Params& params) {
   return {Element::f32, {v[0] * q[1], kRows, 1, 1}};
 }
 
+// What the optional operands of moe must be.
+void check_moe_vectors(Inputs in, const MoeParams& p, int64_t n_embd, int64_t n_ff, int64_t n_expert) {
+  constexpr std::string_view kNames[] = {"selection bias", "gate scale", "gate bias", "up scale",
+                                         "up bias",        "down scale", "down bias"};
+  const bool fused = p.gate_up == GateUp::fused;
+  require(p.vectors >> kMoeVectorCount == 0, "an optional operand that does not exist");
+  require(!fused || (!p.has(MoeVector::up_scale) && !p.has(MoeVector::up_bias)),
+          "a matrix of gate and up has one scale and one bias");
+  const int64_t gate_width = fused ? 2 * n_ff : n_ff;
+  const Dims expected[] = {{n_expert, 1, 1, 1},     {n_expert, 1, 1, 1},    {gate_width, n_expert, 1, 1},
+                           {n_expert, 1, 1, 1},     {n_ff, n_expert, 1, 1}, {n_expert, 1, 1, 1},
+                           {n_embd, n_expert, 1, 1}};
+  for (int i = 0; i < kMoeVectorCount; ++i) {
+    const auto vector = static_cast<MoeVector>(i);
+    if (p.has(vector)) require_ne(in[p.index_of(vector)], expected[i], kNames[i]);
+  }
+}
+
 Type infer_moe(Inputs in, const Params& params) {
   const auto& p = std::get<MoeParams>(params);
-  const Dims &x = in[0].ne, &gate = in[2].ne;
+  const bool fused = p.gate_up == GateUp::fused;
+  if (in.size() != p.down_index() + 1 + static_cast<size_t>(std::popcount(p.vectors)))
+    fail(fmt::format("the parameters do not describe {} operands", in.size()));
+  const Dims &x = in[0].ne, &gate = in[2].ne, &down = in[p.down_index()].ne;
   for (const Type& type : in) require_f32(type, "operand");
-  const int64_t n_expert = in[1].ne[0];
+  const int64_t n_expert = in[1].ne[0], n_ff = down[0];
+  require_fixed(x[0], "the width");
   require_fixed(n_expert, "the number of experts");
-  require_fixed(gate[1], "the inner width");
-  require_ne(in[0], {x[0], kRows, 1, 1}, "x");
-  require_ne(in[1], {n_expert, kRows, 1, 1}, "router logits");
-  require_ne(in[2], {x[0], gate[1], n_expert, 1}, "gate experts");
-  require_ne(in[3], {x[0], gate[1], n_expert, 1}, "up experts");
-  require_ne(in[4], {gate[1], x[0], n_expert, 1}, "down experts");
-  if (in.size() > 5) require_ne(in[5], {n_expert, 1, 1, 1}, "selection bias");
-  if (p.n_expert_used < 1 || p.n_expert_used > n_expert)
-    fail(fmt::format("{} experts cannot be chosen of {}", p.n_expert_used, n_expert));
+  require_fixed(n_ff, "the inner width");
+  require(is_symbolic(x[1]), "dimension 1 must be rows");
+  require_ne(in[0], {x[0], x[1], 1, 1}, "x");
+  require_ne(in[1], {n_expert, x[1], 1, 1}, "router logits");
+  require_ne(in[2], {x[0], fused ? 2 * n_ff : n_ff, n_expert, 1}, fused ? "gate and up experts" : "gate experts");
+  if (!fused) require_ne(in[3], gate, "up experts");
+  require_ne(in[p.down_index()], {n_ff, x[0], n_expert, 1}, "down experts");
+  check_moe_vectors(in, p, x[0], n_ff, n_expert);
+  if (p.n_group < 1 || p.n_group_used < 1 || p.n_group_used > p.n_group || n_expert % p.n_group != 0 ||
+      (p.n_group > 1 && n_expert / p.n_group < 2))
+    fail(fmt::format("{} experts cannot be chosen from {} of {} groups", n_expert, p.n_group_used, p.n_group));
+  const int64_t n_eligible = n_expert / p.n_group * p.n_group_used;
+  if (p.n_expert_used < 1 || p.n_expert_used > n_eligible)
+    fail(fmt::format("{} experts cannot be chosen of {}", p.n_expert_used, n_eligible));
   return in[0];
 }
 
@@ -321,7 +349,7 @@ constexpr OpInfo kOps[] = {
     {Op::gated, "gated", 2, 2, false, true, params_index<GatedParams>(), infer_gated},
     {Op::paged_attention, "paged_attention", 3, 4, false, true, params_index<AttentionParams>(), infer_attention},
     {Op::encoder_attention, "encoder_attention", 3, 3, false, true, params_index<AttentionParams>(), infer_attention},
-    {Op::moe, "moe", 5, 6, false, true, params_index<MoeParams>(), infer_moe},
+    {Op::moe, "moe", 4, 5 + kMoeVectorCount, false, true, params_index<MoeParams>(), infer_moe},
 };
 static_assert(std::size(kOps) == kOpCount);
 constexpr bool rows_are_in_order() {

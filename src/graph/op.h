@@ -77,7 +77,10 @@ struct Type {
   bool operator==(const Type&) const = default;
 };
 
-enum class Activation { silu, gelu, gelu_erf, relu };
+// What a gate goes through before it multiplies `up`. swiglu_oai (gpt-oss): with g = min(gate, 7) and u = up held
+// within -7 and 7, the result is g * sigmoid(1.702 g) * (u + 1).
+enum class Activation { silu, gelu, gelu_erf, relu, swiglu_oai };
+inline constexpr float kSwigluOaiLimit = 7, kSwigluOaiAlpha = 1.702F;
 
 struct NoParams {
   bool operator==(const NoParams&) const = default;
@@ -168,13 +171,43 @@ enum class Gating { softmax, sigmoid, softmax_over_selected };
 enum class WeightNorm { none, sum_to_one };
 // Sums of selected weights below this are taken as this (the smallest normal f16, as in llama.cpp).
 inline constexpr float kMinWeightSum = 0x1p-14F;
+// Whether the rows of gate and up are two matrices or one, gate first (GGUF ffn_gate_up_exps).
+enum class GateUp { separate, fused };
+// The operands of moe that a file may lack, in the order in which they follow the matrices; bits of MoeParams::vectors.
+// Expert e multiplies a product by scale[e], then adds bias[e].
+enum class MoeVector {
+  selection_bias,  // [n_expert], added to the probabilities for the choice only
+  gate_scale,      // [n_expert]; with a fused matrix for both of its halves
+  gate_bias,       // [n_ff, n_expert]; with a fused matrix [2 * n_ff, n_expert]
+  up_scale,        // not with a fused matrix
+  up_bias,
+  down_scale,
+  down_bias,  // [n_embd, n_expert]
+};
+inline constexpr int kMoeVectorCount = static_cast<int>(MoeVector::down_bias) + 1;
 struct MoeParams {
   int64_t n_expert_used = 1;
   Gating gating = Gating::softmax;
   WeightNorm weight_norm = WeightNorm::sum_to_one;  // whether the selected weights are divided by their sum
   float weight_scale = 1;                           // then multiplied by this
   Activation activation = Activation::silu;
+  // With more than one group of neighbouring experts, only those of the n_group_used groups with the largest sums of
+  // their two best (biased) probabilities are chosen from (DeepSeek-V3, arXiv:2412.19437).
+  int64_t n_group = 1, n_group_used = 1;
+  GateUp gate_up = GateUp::separate;
+  uint32_t vectors = 0;  // bit per MoeVector that is among the operands
   bool operator==(const MoeParams&) const = default;
+
+  // Operands: x, logits, gate, (up,) down, then the vectors.
+  size_t down_index() const { return gate_up == GateUp::fused ? 3 : 4; }
+  bool has(MoeVector vector) const { return (vectors >> static_cast<int>(vector) & 1U) != 0; }
+  // Index of a vector among the operands, or 0 when it is not there.
+  size_t index_of(MoeVector vector) const {
+    if (!has(vector)) return 0;
+    size_t index = down_index() + 1;
+    for (int i = 0; i < static_cast<int>(vector); ++i) index += vectors >> i & 1U;
+    return index;
+  }
 };
 
 struct GatedParams {

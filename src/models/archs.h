@@ -21,6 +21,10 @@ extern const Arch kFalcon;      // falcon.cpp
 extern const Arch kGpt2;        // gpt2.cpp
 extern const Arch kSmollm3;     // smollm3.cpp
 extern const Arch kGranite;     // granite.cpp
+extern const Arch kQwen3Moe;    // qwen3moe.cpp
+extern const Arch kGptOss;      // gpt_oss.cpp
+extern const Arch kDeepseek2;   // deepseek2.cpp
 extern const Arch kBert;        // bert.cpp
+extern const Arch kNomicBert;   // nomic_bert.cpp
 
 }  // namespace caravan::models

@@ -15,53 +15,16 @@ int64_t qkv_width(const Hyperparameters& hp, uint32_t layer) {
 }
 int64_t attention_width(const Hyperparameters& hp, uint32_t layer) { return int64_t{hp.head_dim_v} * hp.n_head[layer]; }
 
+int64_t expert_width(const Hyperparameters& hp, uint32_t layer) {
+  return hp.n_ff_expert > 0 ? hp.n_ff_expert : hp.n_ff[layer];
+}
+
 TensorDecl::Presence scale_presence(const Hyperparameters& hp) {
   return hp.form.feed_forward_scales == FeedForwardScales::applied ? TensorDecl::Presence::optional
                                                                    : TensorDecl::Presence::unused;
 }
 ScaleOrder ffn_scale_order(const Hyperparameters& hp) {
   return hp.form.feed_forward_scales == FeedForwardScales::applied ? ScaleOrder::after_bias : ScaleOrder::ignored;
-}
-
-// The per-expert factors of <name>.scale for the chosen experts: [1, n_used, rows].
-ValueId expert_scales(graph::Builder& b, const std::string& name, int64_t n_expert, ValueId logits, ValueId chosen) {
-  // get_rows picks from a table per row, so every row gets a copy of the factors: (0 * logits + 1) * factors.
-  const ValueId ones = b.scale(b.clamp(logits, -1, 1), 0, 1);                // [n_expert, rows]
-  const ValueId table = b.mul(ones, b.vector(name + ".scale", {n_expert}));  // [n_expert, rows]
-  return b.get_rows(b.reshape(table, {1, n_expert, kRows}), chosen);         // [1, n_used, rows]
-}
-
-// x [n_in, n_used or 1, rows] through the chosen experts' matrices, with their scales: [n_out, n_used, rows].
-ValueId expert_product(graph::Builder& b, const std::string& name, const graph::DimList& ne, ValueId x, ValueId logits,
-                       ValueId chosen) {
-  const ValueId product = b.mul_mat_id(b.matrix(name + ".weight", ne), x, chosen);
-  if (!b.has(name + ".scale")) return product;
-  return b.mul(product, expert_scales(b, name, ne.ne[2], logits, chosen));
-}
-
-// The mixture from core ops, for files whose experts carry scales: the fused op has no place for them.
-ValueId scaled_moe(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x, ValueId logits) {
-  const std::string prefix = layer_prefix(layer);
-  const int64_t n_expert = hp.n_expert, n_used = hp.n_expert_used, n_embd = hp.n_embd, n_ff = hp.n_ff[layer];
-  const ValueId probabilities = b.soft_max(logits);                                      // [n_expert, rows]
-  const ValueId chosen = b.top_k(probabilities, n_used);                                 // [n_used, rows]
-  ValueId weights = b.get_rows(b.reshape(probabilities, {1, n_expert, kRows}), chosen);  // [1, n_used, rows]
-  weights = b.reshape(weights, {n_used, kRows});
-  weights = b.div(weights, b.clamp(b.sum_rows(weights), 0x1p-14f, 3e38f));  // the smallest normal f16, as in llama.cpp
-  weights = b.reshape(weights, {1, n_used, kRows});
-
-  const ValueId row = b.reshape(x, {n_embd, 1, kRows});
-  const ValueId up = expert_product(b, prefix + "ffn_up_exps", {n_embd, n_ff, n_expert}, row, logits, chosen);
-  const ValueId gate = expert_product(b, prefix + "ffn_gate_exps", {n_embd, n_ff, n_expert}, row, logits, chosen);
-  ValueId down = expert_product(b, prefix + "ffn_down_exps", {n_ff, n_embd, n_expert}, b.swiglu(gate, up), logits,
-                                chosen);  // [n_embd, n_used, rows]
-  down = b.mul(down, weights);
-  ValueId sum = graph::kNoValue;
-  for (int64_t rank = 0; rank < n_used; ++rank) {
-    const ValueId part = b.reshape(b.cont(b.slice(down, 1, rank, 1)), {n_embd, kRows});
-    sum = rank == 0 ? part : b.add(sum, part);
-  }
-  return sum;
 }
 
 }  // namespace
@@ -104,10 +67,16 @@ void Declarations::linear(std::string_view name, int64_t n_in, int64_t n_out, in
   vector(base + ".scale", {1}, scale);
 }
 
-void Declarations::experts(std::string_view name, int64_t n_in, int64_t n_out, int64_t n_expert, int shard_axis) {
+TensorDecl& Declarations::experts(std::string_view name, int64_t n_in, int64_t n_out, int64_t n_expert, int shard_axis,
+                                  TensorDecl::Presence scale) {
   const std::string base(name);
+  const size_t weight = decls_.size();
   matrix(base + ".weight", {n_in, n_out, n_expert}, shard_axis).expert_axis = 2;
-  vector(base + ".scale", {n_expert}, TensorDecl::Presence::optional).expert_axis = 0;
+  TensorDecl& bias = vector(base + ".bias", {n_out, n_expert}, TensorDecl::Presence::optional);
+  bias.expert_axis = 1;
+  if (shard_axis == 1) bias.shard_axis = 0;
+  vector(base + ".scale", {n_expert}, scale).expert_axis = 0;
+  return decls_[weight];
 }
 
 void Declarations::norm(std::string_view name, int64_t n, NormKind kind) {
@@ -149,10 +118,24 @@ void Declarations::plain_ffn(const Hyperparameters& hp) {
 }
 
 void Declarations::moe(const Hyperparameters& hp) {
-  matrix("ffn_gate_inp.weight", {hp.n_embd, hp.n_expert});
-  experts("ffn_gate_exps", hp.n_embd, hp.n_ff[layer_], hp.n_expert, 1);
-  experts("ffn_up_exps", hp.n_embd, hp.n_ff[layer_], hp.n_expert, 1);
-  experts("ffn_down_exps", hp.n_ff[layer_], hp.n_embd, hp.n_expert, 0);
+  const int64_t n_embd = hp.n_embd, n_ff = expert_width(hp, layer_), n_expert = hp.n_expert;
+  matrix("ffn_gate_inp.weight", {n_embd, n_expert});
+  vector("ffn_gate_inp.bias", {n_expert}, TensorDecl::Presence::optional);
+  vector("exp_probs_b.bias", {n_expert}, TensorDecl::Presence::optional);
+  // Cutting its outputs would cut gate and up at different places: no shard axis.
+  TensorDecl& fused = matrix("ffn_gate_up_exps.weight", {n_embd, 2 * n_ff, n_expert});
+  fused.presence = TensorDecl::Presence::optional;
+  fused.expert_axis = 2;
+  const std::string fused_name = fused.name;
+  experts("ffn_gate_exps", n_embd, n_ff, n_expert, 1, scale_presence(hp)).fallback = fused_name;
+  experts("ffn_up_exps", n_embd, n_ff, n_expert, 1, scale_presence(hp)).fallback = fused_name;
+  experts("ffn_down_exps", n_ff, n_embd, n_expert, 0, scale_presence(hp));
+}
+
+void Declarations::shared_experts(const Hyperparameters& hp) {
+  linear("ffn_gate_shexp", hp.n_embd, hp.n_ff_shared, 1, scale_presence(hp));
+  linear("ffn_up_shexp", hp.n_embd, hp.n_ff_shared, 1, scale_presence(hp));
+  linear("ffn_down_shexp", hp.n_ff_shared, hp.n_embd, 0, scale_presence(hp));
 }
 
 ValueId linear(graph::Builder& b, const std::string& name, int64_t n_in, int64_t n_out, ValueId x, ScaleOrder order) {
@@ -204,13 +187,14 @@ CachePlace cache_place(const std::vector<CacheGroup>& groups, const Slice& slice
   return {};
 }
 
-ValueId cached_attention(graph::Builder& b, const Hyperparameters& hp, const Qkv& qkv, const CachePlace& place) {
+ValueId cached_attention(graph::Builder& b, const Hyperparameters& hp, const Qkv& qkv, const CachePlace& place,
+                         ValueId sinks) {
   graph::AttentionParams params;
   params.scale = hp.attention_scale;
   params.softcap = hp.attention_softcap;
   params.group = place.group;
   params.layer = place.layer;
-  return b.paged_attention(qkv.q, qkv.k, qkv.v, params);
+  return b.paged_attention(qkv.q, qkv.k, qkv.v, params, sinks);
 }
 
 ValueId attention_output(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x) {
@@ -242,18 +226,42 @@ ValueId plain_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, 
 }
 
 ValueId moe_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x) {
+  using graph::MoeVector;
   const std::string prefix = layer_prefix(layer);
-  const int64_t n_expert = hp.n_expert, n_embd = hp.n_embd, n_ff = hp.n_ff[layer];
-  const ValueId logits = b.mul_mat(b.matrix(prefix + "ffn_gate_inp.weight", {n_embd, n_expert}), x);
-  if (b.has(prefix + "ffn_gate_exps.scale") || b.has(prefix + "ffn_up_exps.scale") ||
-      b.has(prefix + "ffn_down_exps.scale")) {
-    return scaled_moe(b, hp, layer, x, logits);
+  const int64_t n_expert = hp.n_expert, n_embd = hp.n_embd, n_ff = expert_width(hp, layer);
+  const ValueId logits = linear(b, prefix + "ffn_gate_inp", n_embd, n_expert, x);
+  graph::Builder::MoeVectors vectors = graph::Builder::no_moe_vectors();
+  const auto set = [&](MoeVector vector, const char* name, const graph::DimList& ne) {
+    vectors[static_cast<size_t>(vector)] = b.optional_vector(prefix + name, ne);
+  };
+  const auto set_scale = [&](MoeVector vector, const char* name) {
+    if (ffn_scale_order(hp) != ScaleOrder::ignored) set(vector, name, {n_expert});
+  };
+  set(MoeVector::selection_bias, "exp_probs_b.bias", {n_expert});
+  set_scale(MoeVector::down_scale, "ffn_down_exps.scale");
+  set(MoeVector::down_bias, "ffn_down_exps.bias", {n_embd, n_expert});
+  ValueId gate, up = graph::kNoValue;
+  if (b.has(prefix + "ffn_gate_up_exps.weight")) {
+    gate = b.matrix(prefix + "ffn_gate_up_exps.weight", {n_embd, 2 * n_ff, n_expert});
+  } else {
+    gate = b.matrix(prefix + "ffn_gate_exps.weight", {n_embd, n_ff, n_expert});
+    up = b.matrix(prefix + "ffn_up_exps.weight", {n_embd, n_ff, n_expert});
+    set_scale(MoeVector::gate_scale, "ffn_gate_exps.scale");
+    set(MoeVector::gate_bias, "ffn_gate_exps.bias", {n_ff, n_expert});
+    set_scale(MoeVector::up_scale, "ffn_up_exps.scale");
+    set(MoeVector::up_bias, "ffn_up_exps.bias", {n_ff, n_expert});
   }
-  graph::MoeParams params;
-  params.n_expert_used = hp.n_expert_used;
-  return b.moe(x, logits, b.matrix(prefix + "ffn_gate_exps.weight", {n_embd, n_ff, n_expert}),
-               b.matrix(prefix + "ffn_up_exps.weight", {n_embd, n_ff, n_expert}),
-               b.matrix(prefix + "ffn_down_exps.weight", {n_ff, n_embd, n_expert}), params);
+  const ValueId down = b.matrix(prefix + "ffn_down_exps.weight", {n_ff, n_embd, n_expert});
+  return b.moe(x, logits, gate, up, down, hp.routing, vectors);
+}
+
+ValueId shared_experts(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
+                       graph::Activation activation) {
+  const std::string prefix = layer_prefix(layer);
+  const ValueId gate = linear(b, prefix + "ffn_gate_shexp", hp.n_embd, hp.n_ff_shared, x, ffn_scale_order(hp));
+  const ValueId up = linear(b, prefix + "ffn_up_shexp", hp.n_embd, hp.n_ff_shared, x, ffn_scale_order(hp));
+  return linear(b, prefix + "ffn_down_shexp", hp.n_ff_shared, hp.n_embd, b.gated(gate, up, activation),
+                ffn_scale_order(hp));
 }
 
 ValueId slice_input(graph::Builder& b, const Hyperparameters& hp, const Slice& slice) {

@@ -36,8 +36,10 @@ class Declarations {
   // What linear() uses: <name>.weight [n_in, n_out], optional <name>.bias [n_out] and <name>.scale [1].
   void linear(std::string_view name, int64_t n_in, int64_t n_out, int shard_axis,
               TensorDecl::Presence scale = TensorDecl::Presence::optional);
-  // What expert products use: <name>.weight [n_in, n_out, n_expert], optional <name>.scale [n_expert].
-  void experts(std::string_view name, int64_t n_in, int64_t n_out, int64_t n_expert, int shard_axis);
+  // What expert products use: <name>.weight [n_in, n_out, n_expert], optional <name>.bias [n_out, n_expert] and
+  // <name>.scale [n_expert]. Returns the weight; it is valid until the next declaration.
+  TensorDecl& experts(std::string_view name, int64_t n_in, int64_t n_out, int64_t n_expert, int shard_axis,
+                      TensorDecl::Presence scale = TensorDecl::Presence::optional);
   // <name>.weight [n] and, of a layer norm, optional <name>.bias [n].
   void norm(std::string_view name, int64_t n, NormKind kind);
   // attn_q, attn_k, attn_v, or attn_qkv in their place, and attn_output, as linear().
@@ -48,8 +50,10 @@ class Declarations {
   void fused_gated_ffn(const Hyperparameters& hp);
   // ffn_up, ffn_down.
   void plain_ffn(const Hyperparameters& hp);
-  // ffn_gate_inp and ffn_{gate,up,down}_exps.
+  // ffn_gate_inp, optional exp_probs_b, and ffn_{gate,up,down}_exps, or ffn_gate_up_exps in place of gate and up.
   void moe(const Hyperparameters& hp);
+  // ffn_{gate,up,down}_shexp as linear().
+  void shared_experts(const Hyperparameters& hp);
 
   std::vector<TensorDecl> release() { return std::move(decls_); }
 
@@ -94,7 +98,9 @@ struct CachePlace {
 CachePlace cache_place(const std::vector<CacheGroup>& groups, const Slice& slice, uint32_t layer);
 
 // Attention over the paged cache; what a row sees comes with the batch: -> [head_dim_v * n_head, rows].
-ValueId cached_attention(graph::Builder& b, const Hyperparameters& hp, const Qkv& qkv, const CachePlace& place);
+//   sinks: f32 [n_head] or kNoValue, a logit per head that takes part in its softmax without a value
+ValueId cached_attention(graph::Builder& b, const Hyperparameters& hp, const Qkv& qkv, const CachePlace& place,
+                         ValueId sinks = graph::kNoValue);
 // The layer's attn_output applied to attention results [head_dim_v * n_head, rows].
 ValueId attention_output(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x);
 
@@ -107,8 +113,11 @@ ValueId fused_gated_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t l
 // down(activation(up x)).
 ValueId plain_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
                   graph::Activation activation);
-// Mixture of gated experts: softmax over the router's logits, the n_expert_used best, weights summing to one.
+// Mixture of gated experts, chosen and weighted as hp.routing says: x [n_embd, rows] -> [n_embd, rows].
 ValueId moe_ffn(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x);
+// What experts that every row goes through add to it, as one gated feed-forward of width hp.n_ff_shared.
+ValueId shared_experts(graph::Builder& b, const Hyperparameters& hp, uint32_t layer, ValueId x,
+                       graph::Activation activation);
 
 // The hidden rows that a slice starts from: token embeddings or the previous stage's output.
 ValueId slice_input(graph::Builder& b, const Hyperparameters& hp, const Slice& slice);

@@ -197,8 +197,7 @@ ValueId serial_layer(graph::Builder& b, const Hyperparameters& hp, const Slice& 
     return wanted ? norm(b, hp, hp.form.norm, prefix + name, value) : value;
   };
   ValueId y = attend(b, hp, layer, place, norm_if(layout != LayerLayout::post, "attn_norm", x));
-  // The mixture of experts works on all rows of a batch.
-  if (selects_rows(slice, layer) && !has_experts(hp)) y = wanted_rows(b, y), x = wanted_rows(b, x);
+  if (selects_rows(slice, layer)) y = wanted_rows(b, y), x = wanted_rows(b, x);
   y = attention_output(b, hp, layer, y);
   x = add_to_stream(b, hp, norm_if(layout != LayerLayout::pre, "post_attention_norm", y), x);
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
@@ -163,8 +164,51 @@ Hyperparameters read_common(const gguf::Metadata& metadata, NormKind norm, LongR
   hp.rope = hp.rope_window = read_rope(keys, hp, long_rope);
   hp.n_expert = keys.u32("expert_count", 0, 0, kMaxExperts);
   hp.n_expert_used = keys.u32("expert_used_count", 0, 0, hp.n_expert);
+  hp.routing.n_expert_used = hp.n_expert_used;
   hp.pooling = read_pooling(keys);
   return hp;
+}
+
+void read_experts(const gguf::Metadata& metadata, Hyperparameters& hp) {
+  const Keys keys(metadata);
+  hp.n_expert = keys.u32("expert_count", 1, kMaxExperts);
+  hp.n_expert_used = keys.u32("expert_used_count", 1, hp.n_expert);
+  hp.n_ff_expert = keys.u32("expert_feed_forward_length", 0, 0, kMaxWidth);
+  hp.n_layer_dense = keys.u32("leading_dense_block_count", 0, 0, hp.n_layer);
+  const uint32_t n_shared = keys.u32("expert_shared_count", 0, 0, kMaxExperts);
+  if (n_shared > 0 && n_shared > kMaxWidth / std::max(1u, hp.n_ff_expert)) {
+    keys.fail("expert_shared_count", fmt::format("at most {} together", kMaxWidth), std::to_string(n_shared));
+  }
+  hp.n_ff_shared = n_shared * hp.n_ff_expert;
+
+  graph::MoeParams& routing = hp.routing;
+  routing.n_expert_used = hp.n_expert_used;
+  const float scale = keys.f32("expert_weights_scale", 0);
+  if (scale != 0) routing.weight_scale = scale;  // files hold 0 for none
+  if (metadata.contains(keys.key("expert_weights_norm"))) {
+    const bool norm = metadata.get_bool(keys.key("expert_weights_norm"), false);
+    routing.weight_norm = norm ? graph::WeightNorm::sum_to_one : graph::WeightNorm::none;
+  }
+  switch (const uint32_t gating = metadata.get_u32(keys.key("expert_gating_func"), 0)) {
+    case 0:  // unspecified
+      break;
+    case 1:
+      routing.gating = graph::Gating::softmax;
+      break;
+    case 2:
+      routing.gating = graph::Gating::sigmoid;
+      break;
+    case 3:
+      routing.gating = graph::Gating::softmax_over_selected;
+      break;
+    default:
+      throw NotSupportedError(fmt::format("{}: key '{}': gating function {} is not supported", metadata.source(),
+                                          keys.key("expert_gating_func"), gating));
+  }
+  routing.n_group = std::max(1u, keys.u32("expert_group_count", 0, 0, hp.n_expert));
+  if (routing.n_group > 1) {
+    routing.n_group_used = keys.u32("expert_group_used_count", 1, static_cast<uint32_t>(routing.n_group));
+  }
 }
 
 bool is_long_context(uint32_t n_ctx, uint32_t n_ctx_original) {

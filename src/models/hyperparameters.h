@@ -15,6 +15,13 @@ namespace caravan::models {
 // How hidden rows become one embedding (GGUF <arch>.pooling_type).
 enum class Pooling { none, mean, cls, last, rank };
 
+// Multi-head latent attention (deepseek2): keys and values of all heads come from one vector per token.
+struct LatentAttention {
+  uint32_t kv_rank = 0;                     // width of that vector; 0: the model has none
+  uint32_t q_rank = 0;                      // width of what queries come from; 0: they come from the hidden row
+  uint32_t head_dim_k = 0, head_dim_v = 0;  // of a head, where the vector is what is cached; 0: heads are cached
+};
+
 struct Hyperparameters {
   std::string architecture;
   uint32_t n_layer = 0;
@@ -42,10 +49,15 @@ struct Hyperparameters {
   std::vector<bool> window_layers;  // which layers are such layers; empty: none
 
   uint32_t n_expert = 0, n_expert_used = 0;  // 0: dense
-  float embedding_scale = 1;                 // token embeddings are multiplied by
-  float residual_scale = 1;                  // what a block adds to the residual stream is multiplied by
-  float logit_scale = 1;                     // logits are multiplied by, before the cap
-  float final_logit_softcap = 0;             // 0: none
+  uint32_t n_ff_expert = 0;                  // inner width of an expert; 0: n_ff
+  uint32_t n_ff_shared = 0;                  // inner width of the shared experts together; 0: none
+  uint32_t n_layer_dense = 0;                // leading layers without experts
+  graph::MoeParams routing;                  // how experts are chosen and weighted
+  LatentAttention latent;
+  float embedding_scale = 1;      // token embeddings are multiplied by
+  float residual_scale = 1;       // what a block adds to the residual stream is multiplied by
+  float logit_scale = 1;          // logits are multiplied by, before the cap
+  float final_logit_softcap = 0;  // 0: none
   uint32_t n_token_types = 0;
   Pooling pooling = Pooling::none;
 
@@ -63,6 +75,12 @@ std::string arch_key(const gguf::Metadata& metadata, std::string_view name);
 //   long_rope: whether the architecture has the frequency factors of rope scaling type "longrope"
 enum class LongRope { refused, accepted };
 Hyperparameters read_common(const gguf::Metadata& metadata, NormKind norm, LongRope long_rope = LongRope::refused);
+
+// Reads how experts are chosen and how wide they are: expert_feed_forward_length, expert_shared_count,
+// expert_weights_scale, expert_weights_norm, expert_gating_func, expert_group_count, expert_group_used_count,
+// leading_dense_block_count. Keys that the file lacks leave hp.routing as it is.
+// Throws FormatError naming the key, also when the model has no experts; NotSupportedError for other gating functions.
+void read_experts(const gguf::Metadata& metadata, Hyperparameters& hp);
 
 // Whether contexts of n_ctx tokens are longer than the original training's, by which longrope chooses its factors.
 // Contexts come in steps of 256 tokens, as in llama.cpp.

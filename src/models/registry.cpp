@@ -10,10 +10,9 @@
 namespace caravan::models {
 
 std::span<const Arch* const> all_archs() {
-  static constexpr std::array kArchs{
-      &kLlama,   &kQwen2, &kQwen3,      &kGemma2, &kGemma3, &kPhi3,    &kMistral3, &kGlm4, &kCommandR,
-      &kCohere2, &kOlmo2, &kStarcoder2, &kFalcon, &kGpt2,   &kSmollm3, &kGranite,  &kBert,
-  };
+  static constexpr std::array kArchs{&kLlama,   &kQwen2,    &kQwen3,    &kGemma2, &kGemma3,     &kPhi3,   &kMistral3,
+                                     &kGlm4,    &kCommandR, &kCohere2,  &kOlmo2,  &kStarcoder2, &kFalcon, &kGpt2,
+                                     &kSmollm3, &kGranite,  &kQwen3Moe, &kGptOss, &kDeepseek2,  &kBert,   &kNomicBert};
   return kArchs;
 }
 

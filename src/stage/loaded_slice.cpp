@@ -7,6 +7,7 @@
 #include <future>
 #include <limits>
 #include <map>
+#include <set>
 
 #include "base/error.h"
 #include "base/progress.h"
@@ -177,10 +178,12 @@ LayerNeeds layer_needs(const Arch& arch, const Hyperparameters& hp, const graph:
 
   std::map<std::pair<std::string, graph::WeightRole>, uint64_t> bytes;
   for (const graph::WeightSpec& spec : graph.weights) bytes[{spec.name, spec.role}] = device.weight_bytes(spec);
+  std::set<std::pair<std::string, graph::WeightRole>> counted;
   for (const models::TensorDecl& decl : models::slice_tensors(arch, hp, whole)) {
     auto found = bytes.find({decl.name, decl.role});
     if (found == bytes.end()) found = bytes.find({decl.fallback, decl.role});
-    if (found == bytes.end()) continue;  // optional and absent
+    // Optional and absent, or counted: one tensor may stand for several (attn_qkv).
+    if (found == bytes.end() || !counted.insert(found->first).second) continue;
     switch (decl.scope) {
       case models::TensorDecl::Scope::embedding:
         needs.embedding_weights += found->second;

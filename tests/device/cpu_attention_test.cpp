@@ -28,7 +28,7 @@ constexpr Shape kShapes[] = {
     {32, 32, 6, 2, 7, 0, false, DType::f16, 16},  {128, 128, 4, 1, 0, 0, false, DType::q8_0, 64},
     {96, 64, 4, 2, 0, 30, false, DType::f32, 16}, {8, 8, 8, 4, 0, 0, false, DType::f32, 32},
     {64, 64, 4, 2, 20, 5, true, DType::f16, 32},  {256, 256, 2, 1, 40, 0, true, DType::q8_0, 16},
-    {40, 24, 3, 3, 0, 0, false, DType::f16, 128},
+    {40, 24, 3, 3, 0, 0, false, DType::f16, 128}, {80, 64, 13, 1, 0, 0, true, DType::f16, 16},
 };
 
 int width(const Shape& s) { return s.n_head * s.head_dim_k + s.n_head_kv * (s.head_dim_k + s.head_dim_v); }

@@ -117,11 +117,20 @@ class SplitArchitectures(ClusterTest):
     def test_gemma3(self):
         self.check_logits("gemma3-dense.gguf")
 
+    def test_qwen3moe(self):
+        self.check_logits("qwen3moe-moe.gguf")
+
+    def test_gpt_oss(self):
+        self.check_logits("gpt-oss-moe.gguf")
+
+    def test_deepseek2(self):
+        self.check_logits("deepseek2-moe.gguf")
+
     def test_quantised_llama(self):
         self.check_logits("quants/llama-Q4_K_M.gguf")
 
-    def test_bert(self):
-        model = kit_model("bert-dense.gguf")
+    def check_embeddings(self, name):
+        model = kit_model(name)
 
         def read(command, more, env=None):
             result = run(*command, *more, env=env)
@@ -129,6 +138,12 @@ class SplitArchitectures(ClusterTest):
             return result.stdout
 
         self.every_cut(["embedding", "-m", model, "-p", "a fox and a bear", "--embd-output-format", "raw"], model, read)
+
+    def test_bert(self):
+        self.check_embeddings("bert-dense.gguf")
+
+    def test_nomic_bert(self):
+        self.check_embeddings("nomic-bert-dense.gguf")
 
 
 class Refusals(ClusterTest):

@@ -43,7 +43,9 @@ testing::TinyModelOptions options_of(TinyKind kind) {
 
 class EveryArch : public ::testing::TestWithParam<TinyKind> {};
 INSTANTIATE_TEST_SUITE_P(Arch, EveryArch,
-                         ::testing::Values(TinyKind::llama, TinyKind::llama_moe, TinyKind::gemma3, TinyKind::bert),
+                         ::testing::Values(TinyKind::llama, TinyKind::llama_moe, TinyKind::gemma3, TinyKind::qwen3moe,
+                                           TinyKind::gpt_oss, TinyKind::deepseek2, TinyKind::bert,
+                                           TinyKind::nomic_bert),
                          [](const auto& param) { return testing::tiny_kind_name(param.param); });
 
 TEST_P(EveryArch, GivesEveryTensorOfTheFileToExactlyOneOfTwoSlices) {
@@ -77,7 +79,8 @@ TEST_P(EveryArch, PutsEveryLayerWithACacheIntoOneGroup) {
   for (const CacheGroup& group : tiny.arch.cache_groups(tiny.hp)) {
     for (const CacheLayer& layer : group.layers) layers.insert(layer.layer);
   }
-  EXPECT_EQ(layers.size(), GetParam() == TinyKind::bert ? 0 : tiny.hp.n_layer);
+  const bool encoder = GetParam() == TinyKind::bert || GetParam() == TinyKind::nomic_bert;
+  EXPECT_EQ(layers.size(), encoder ? 0 : tiny.hp.n_layer);
   EXPECT_EQ(std::set<uint32_t>(layers.begin(), layers.end()).size(), layers.size());
 }
 

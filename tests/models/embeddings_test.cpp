@@ -38,10 +38,9 @@ double cosine(const Row& a, const Row& b) {
                          std::inner_product(b.begin(), b.end(), b.begin(), 0.0));
 }
 
-TEST(KitEmbeddings, MatchTheReference) {
-  CARAVAN_REQUIRE_KIT(kit);
-  const auto path = kit / "models" / "bert-dense.gguf";
-  const auto reference = nlohmann::json::parse(read_text_file(kit / "refs" / "bert-dense.json"));
+// Mean- and CLS-pooled embeddings of the reference's texts.
+void expect_reference(const std::filesystem::path& path, const std::filesystem::path& reference_path) {
+  const auto reference = nlohmann::json::parse(read_text_file(reference_path));
   const gguf::Model model = gguf::Model::open(path);
   const auto vocabulary = vocab::Vocabulary::load(model.metadata());
   for (size_t i = 0; i < reference["texts"].size(); ++i) {
@@ -55,6 +54,14 @@ TEST(KitEmbeddings, MatchTheReference) {
     const auto& expected = reference["normalised_embeddings"];
     EXPECT_GT(cosine(mean, expected["mean"][i].get<Row>()), 0.99999);
     EXPECT_GT(cosine(rows[0], expected["cls"][i].get<Row>()), 0.99999);
+  }
+}
+
+TEST(KitEmbeddings, MatchTheReference) {
+  CARAVAN_REQUIRE_KIT(kit);
+  for (const std::string name : {"bert-dense", "nomic-bert-dense"}) {
+    SCOPED_TRACE(name);
+    expect_reference(kit / "models" / (name + ".gguf"), kit / "refs" / (name + ".json"));
   }
 }
 

@@ -66,7 +66,26 @@ std::vector<Case> cases() {
   gemma3.n_layer = 7;
   testing::TinyModelOptions gemma3_tied = gemma3;
   gemma3_tied.tied_output = true;
-  return {{"llama", llama},
+  testing::TinyModelOptions qwen3moe = moe, gpt_oss = moe, deepseek2 = moe;
+  qwen3moe.kind = TinyKind::qwen3moe;
+  gpt_oss.kind = TinyKind::gpt_oss;
+  deepseek2.kind = TinyKind::deepseek2;
+  testing::TinyModelOptions fused = qwen3moe, gpt_oss_yarn = gpt_oss, grouped = deepseek2, heads = deepseek2,
+                            heads_yarn = deepseek2;
+  fused.fused_experts = true;
+  gpt_oss_yarn.yarn = true;
+  grouped.expert_groups = grouped.fused_experts = grouped.yarn = true;
+  heads.cached_heads = heads_yarn.cached_heads = heads_yarn.yarn = true;
+  heads.query_rank = false;
+  return {{"qwen3moe", qwen3moe},
+          {"qwen3moe_fused", fused},
+          {"gpt_oss", gpt_oss},
+          {"gpt_oss_yarn", gpt_oss_yarn},
+          {"deepseek2", deepseek2},
+          {"deepseek2_groups_yarn", grouped},
+          {"deepseek2_heads", heads},
+          {"deepseek2_heads_yarn", heads_yarn},
+          {"llama", llama},
           {"llama_biases_scales", biases},
           {"llama_tied", tied},
           {"llama_rope_freqs", freqs},
@@ -95,14 +114,17 @@ TEST_P(TinyDecoder, AgreesWithTheEvaluator) {
 }
 
 TEST(TinyEncoder, AgreesWithTheEvaluator) {
-  const testing::TemporaryDirectory folder;
-  testing::TinyModelOptions options;
-  options.kind = TinyKind::bert;
-  const auto path = testing::write_tiny_model(folder.path(), options);
-  const std::vector<int32_t> tokens = some_tokens(30, 100);
-  EXPECT_LT(testing::normalised_error(to_rows(compute(path, tokens, stage::OutputKind::hidden)),
-                                      testing::ReferenceEvaluator(path).hidden(tokens)),
-            kTolerance);
+  for (const TinyKind kind : {TinyKind::bert, TinyKind::nomic_bert}) {
+    SCOPED_TRACE(testing::tiny_kind_name(kind));
+    const testing::TemporaryDirectory folder;
+    testing::TinyModelOptions options;
+    options.kind = kind;
+    const auto path = testing::write_tiny_model(folder.path(), options);
+    const std::vector<int32_t> tokens = some_tokens(30, 100);
+    EXPECT_LT(testing::normalised_error(to_rows(compute(path, tokens, stage::OutputKind::hidden)),
+                                        testing::ReferenceEvaluator(path).hidden(tokens)),
+              kTolerance);
+  }
 }
 
 // --- The kit.
@@ -130,10 +152,10 @@ double kit_error(const std::filesystem::path& model, const std::filesystem::path
 
 TEST(KitLogits, MatchTheReferenceWithF16Weights) {
   CARAVAN_REQUIRE_KIT(kit);
-  for (const char* name :
-       {"llama-dense", "llama-moe", "gemma3-dense", "qwen2-dense", "qwen3-dense", "gemma2-dense", "phi3-dense",
-        "mistral3-dense", "glm4-dense", "command-r-dense", "cohere2-dense", "olmo2-dense", "starcoder2-dense",
-        "falcon-dense", "gpt2-dense", "smollm3-dense", "granite-dense"}) {
+  for (const char* name : {"llama-dense",   "llama-moe",     "gemma3-dense",     "qwen2-dense",  "qwen3-dense",
+                           "gemma2-dense",  "phi3-dense",    "mistral3-dense",   "glm4-dense",   "command-r-dense",
+                           "cohere2-dense", "olmo2-dense",   "starcoder2-dense", "falcon-dense", "gpt2-dense",
+                           "smollm3-dense", "granite-dense", "qwen3moe-moe",     "gpt-oss-moe",  "deepseek2-moe"}) {
     const double error =
         kit_error(kit / "models" / (std::string(name) + ".gguf"), kit / "refs" / (std::string(name) + ".f32"));
     RecordProperty(name, std::to_string(error));

@@ -35,7 +35,8 @@ class EveryModel : public ::testing::TestWithParam<Case> {
     cache_.k_type = cache_.v_type = GetParam().kv_type;
   }
 
-  OutputKind kind() const { return GetParam().kind == TinyKind::bert ? OutputKind::hidden : OutputKind::logits; }
+  bool is_encoder() const { return GetParam().kind == TinyKind::bert || GetParam().kind == TinyKind::nomic_bert; }
+  OutputKind kind() const { return is_encoder() ? OutputKind::hidden : OutputKind::logits; }
 
   std::vector<int32_t> tokens(size_t n, uint32_t seed) const {
     std::minstd_rand random(seed);
@@ -66,8 +67,13 @@ constexpr Case kDecoders[] = {{"llama", TinyKind::llama, tensor::DType::f32, ten
                               {"llama_q8_0", TinyKind::llama, tensor::DType::q8_0, tensor::DType::f16},
                               {"llama_q4_0", TinyKind::llama, tensor::DType::q4_0, tensor::DType::q8_0},
                               {"llama_moe", TinyKind::llama_moe, tensor::DType::f16, tensor::DType::f16},
-                              {"gemma3", TinyKind::gemma3, tensor::DType::bf16, tensor::DType::f16}};
-constexpr Case kEncoders[] = {{"bert", TinyKind::bert, tensor::DType::f16, tensor::DType::f16}};
+                              {"gemma3", TinyKind::gemma3, tensor::DType::bf16, tensor::DType::f16},
+                              {"qwen3moe", TinyKind::qwen3moe, tensor::DType::q8_0, tensor::DType::f16},
+                              {"gpt_oss", TinyKind::gpt_oss, tensor::DType::mxfp4, tensor::DType::f16},
+                              {"deepseek2", TinyKind::deepseek2, tensor::DType::f16, tensor::DType::f16},
+                              {"deepseek2_q8_0", TinyKind::deepseek2, tensor::DType::q8_0, tensor::DType::q8_0}};
+constexpr Case kEncoders[] = {{"bert", TinyKind::bert, tensor::DType::f16, tensor::DType::f16},
+                              {"nomic_bert", TinyKind::nomic_bert, tensor::DType::q8_0, tensor::DType::f16}};
 
 std::string case_name(const ::testing::TestParamInfo<Case>& param) { return param.param.name; }
 INSTANTIATE_TEST_SUITE_P(Decoder, EveryModel, ::testing::ValuesIn(kDecoders), case_name);
@@ -105,13 +111,13 @@ TEST_P(EveryModel, GivesTheSameBitsAmongSevenBatchMates) {
   testing::SliceChain chain(device, *model_, testing::cut(hp_.n_layer, {1}), cache_);
   testing::BatchBuilder builder(arch_->cache_groups(hp_), cache_);
   const std::vector<int32_t> ours = tokens(24, 5);
-  const bool is_bert = GetParam().kind == TinyKind::bert;
+  const bool encoder = is_encoder();
   Rows rows;
-  for (size_t begin = 0; begin < ours.size(); begin += is_bert ? 24 : 3) {
+  for (size_t begin = 0; begin < ours.size(); begin += encoder ? 24 : 3) {
     Batch batch;
     for (Slot slot = 0; slot < 8; ++slot) {
       if (slot == 4) {  // ours is neither first nor last
-        builder.add(batch, 4, std::span(ours).subspan(begin, is_bert ? 24 : 3), kind());
+        builder.add(batch, 4, std::span(ours).subspan(begin, encoder ? 24 : 3), kind());
       } else {
         builder.add(batch, slot, tokens(1 + (begin / 3 + slot) % 5, static_cast<uint32_t>(begin + slot)),
                     OutputKind::none);

@@ -10,24 +10,28 @@
 
 namespace caravan::testing {
 
-enum class TinyKind { llama, llama_moe, gemma3, bert };
+enum class TinyKind { llama, llama_moe, gemma3, qwen3moe, gpt_oss, deepseek2, bert, nomic_bert };
 
 struct TinyModelOptions {
   TinyKind kind = TinyKind::llama;
   uint64_t seed = 1;
   // Type of the matrices; norms and biases are f32. Row lengths are multiples of 32, not of 256.
   tensor::DType matrix_type = tensor::DType::f32;
-  uint32_t n_layer = 3;  // gemma3: the sixth layer has full attention, the others a window
+  uint32_t n_layer = 3;  // gemma3: the sixth layer has full attention, gpt_oss: every second one; others a window
   uint32_t window = 8;   // tokens that a layer with a sliding window sees
   bool tied_output = false;
   bool biases = false;         // llama: biases of attention and (dense) feed-forward
   bool scales = false;         // llama: .scale tensors of attention and (dense) feed-forward
   bool rope_freqs = false;     // llama: the tensor of frequency factors
-  bool yarn = false;           // llama: YaRN rope scaling with factor 4
-  bool expert_scales = false;  // llama_moe: per-expert .scale tensors
+  bool yarn = false;           // YaRN rope scaling with factor 4
+  bool expert_scales = false;  // llama_moe, qwen3moe: per-expert .scale tensors
+  bool fused_experts = false;  // gate and up of all experts in one tensor (without scales)
+  bool expert_groups = false;  // deepseek2: eight experts in four groups, chosen by biased sigmoids
+  bool query_rank = true;      // deepseek2: queries come from a latent vector of their own
+  bool cached_heads = false;   // deepseek2: the older form, attn_kv_b
 };
 
-// "llama", "llama_moe", "gemma3", "bert".
+// The enumerator's name.
 std::string tiny_kind_name(TinyKind kind);
 
 // Writes <folder>/<name>.gguf and returns its path. The same options give the same bytes.

@@ -24,6 +24,11 @@ class PagedAttentionStep final : public Step {
     next_task_.store(0, std::memory_order_relaxed);
     n_tiles_ = 0;
     for (const RowRun& run : context.row_runs) n_tiles_ += (run.end - run.begin + kTileRows - 1) / kTileRows;
+    // Few rows and few key heads (one, with latent attention) are not enough tasks: the query heads are divided too.
+    const int64_t n_head_kv = context.view(node_.inputs[1]).ne[1],
+                  heads = context.view(node_.inputs[0]).ne[1] / n_head_kv;
+    const int64_t n_tasks = std::max<int64_t>(1, n_tiles_ * n_head_kv);
+    n_parts_ = std::min(heads, (context.n_workers + n_tasks - 1) / n_tasks);
   }
 
   void run(const RunContext& context, int worker) override {
@@ -33,8 +38,9 @@ class PagedAttentionStep final : public Step {
     const int64_t n_head_kv = context.view(node_.inputs[1]).ne[1];
     for (;;) {
       const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-      if (task >= n_tiles_ * n_head_kv) return;
-      attend(context, worker, n_tiles_ - 1 - task / n_head_kv, task % n_head_kv);
+      const int64_t tile = task / (n_head_kv * n_parts_);
+      if (tile >= n_tiles_) return;
+      attend(context, worker, n_tiles_ - 1 - tile, task / n_parts_ % n_head_kv, task % n_parts_);
     }
   }
 
@@ -57,7 +63,8 @@ class PagedAttentionStep final : public Step {
     }
   }
 
-  void attend(const RunContext& context, int worker, int64_t tile, int64_t kv_head) const {
+  // Rows of a tile, for a part of the query heads that read a key head.
+  void attend(const RunContext& context, int worker, int64_t tile, int64_t kv_head, int64_t part) const {
     const RowRun* run = context.row_runs.data();
     for (;; ++run) {
       const int64_t n = (run->end - run->begin + kTileRows - 1) / kTileRows;
@@ -67,12 +74,16 @@ class PagedAttentionStep final : public Step {
     const View &q = context.view(node_.inputs[0]), &out = context.view(node_.output);
     const CpuCache::Part& keys = context.cache->part({params_.group, params_.layer, CacheRef::Part::k});
     const CpuCache::Part& values = context.cache->part({params_.group, params_.layer, CacheRef::Part::v});
+    // The kernel takes the heads of a key head to lie at kv_head times their number: the part's begin where they do.
+    const int64_t n_head_kv = context.view(node_.inputs[1]).ne[1], heads = q.ne[1] / n_head_kv;
+    const int64_t first = part * heads / n_parts_, n_heads = (part + 1) * heads / n_parts_ - first;
+    const int64_t shift = kv_head * (heads - n_heads) + first;
     AttentionArgs args{};
-    args.q = heads_of(q, run->begin);
+    args.q = heads_of(q, run->begin) + shift * q.ne[0];
     args.q_stride = q.nb[2] / 4;
-    args.out = out.row(run->begin);
+    args.out = out.row(run->begin) + shift * values.layout.head_dim;
     args.out_stride = out.nb[1] / 4;
-    args.n_head = q.ne[1];
+    args.n_head = n_heads * n_head_kv;
     args.keys = keys.layout;
     args.values = values.layout;
     args.key_cache = keys.data;
@@ -82,7 +93,7 @@ class PagedAttentionStep final : public Step {
     args.visible_to = group(context).visible_to.data() + run->begin;
     args.scale = params_.scale;
     args.softcap = params_.softcap;
-    args.sinks = node_.inputs.size() > 3 ? context.view(node_.inputs[3]).row(0) : nullptr;
+    args.sinks = node_.inputs.size() > 3 ? context.view(node_.inputs[3]).row(0) + shift : nullptr;
     const int64_t begin = tile * kTileRows, end = std::min(begin + kTileRows, run->end - run->begin);
     context.kernels->attention(args, begin, end, kv_head, context.scratch(worker));
   }
@@ -90,7 +101,7 @@ class PagedAttentionStep final : public Step {
   const Node& node_;
   const AttentionParams& params_;
   std::atomic<int64_t> next_task_{0};
-  int64_t n_tiles_ = 0;
+  int64_t n_tiles_ = 0, n_parts_ = 1;
 };
 
 // A text is the rows that one visible range covers; its rows are consecutive and see all of it or a part of it.

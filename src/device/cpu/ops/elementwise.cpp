@@ -1,4 +1,6 @@
 // Element-wise ops: unary functions, products and sums with repetition, gated activations.
+#include <algorithm>
+
 #include "base/error.h"
 #include "device/cpu/ops/step.h"
 
@@ -119,6 +121,20 @@ class GatedStep final : public Step {
   graph::Activation activation_;
 };
 
+// In pieces whose operands are limited on the stack. gelu_quick(x) is x * sigmoid(1.702 x).
+void gated_oai(const Kernels& kernels, const float* gate, const float* up, int64_t n, float* out) {
+  constexpr int64_t kPiece = 256;
+  constexpr float kLimit = graph::kSwigluOaiLimit;
+  float g[kPiece], u[kPiece];
+  for (int64_t begin = 0; begin < n; begin += kPiece) {
+    const int64_t size = std::min(kPiece, n - begin);
+    for (int64_t i = 0; i < size; ++i) g[i] = gate[begin + i] > kLimit ? kLimit : gate[begin + i];
+    for (int64_t i = 0; i < size; ++i) u[i] = std::clamp(up[begin + i], -kLimit, kLimit) + 1;
+    kernels.gelu_quick(g, size, g);
+    kernels.mul(g, u, size, out + begin);
+  }
+}
+
 }  // namespace
 
 void gated(const Kernels& kernels, graph::Activation activation, const float* gate, const float* up, int64_t n,
@@ -136,6 +152,9 @@ void gated(const Kernels& kernels, graph::Activation activation, const float* ga
     case graph::Activation::relu:
       kernels.relu(gate, n, out);
       break;
+    case graph::Activation::swiglu_oai:
+      gated_oai(kernels, gate, up, n, out);
+      return;
   }
   kernels.mul(out, up, n, out);
 }

@@ -34,26 +34,39 @@ class QuantizeStep final : public Step {
   int buffer_;
 };
 
-// A packed weight times rows; buffer < 0: f32 activations, read in place.
+// A packed weight times rows; buffer < 0: f32 activations, read in place. A weight of three dimensions is a matrix for
+// each index of dimension 2.
 class MulMatStep final : public Step {
  public:
   MulMatStep(const Node& node, const graph::Graph& graph, int buffer) : node_(node), graph_(graph), buffer_(buffer) {}
 
-  void bind(const RunContext& context) override { matrix_ = matrix_of(context, graph_, node_.inputs[0]); }
+  void bind(const RunContext& context) override {
+    for (int64_t i = 0; i < graph_.type(node_.inputs[0]).ne[2]; ++i)
+      matrices_.push_back(matrix_of(context, graph_, node_.inputs[0], i));
+  }
 
   void run(const RunContext& context, int worker) override {
     const View &x = context.view(node_.inputs[1]), &out = context.view(node_.output);
-    const void* activations = buffer_ < 0 ? x.data : context.work_buffer(buffer_);
     const size_t stride =
         buffer_ < 0 ? static_cast<size_t>(x.nb[1]) : activation_row_bytes(ActivationKind::q8, x.ne[0]);
-    multiply_panels(context, worker, matrix_, activations, stride, x.n_rows(), out.row(0), out.ne[0]);
+    if (matrices_.size() == 1) {
+      multiply_panels(context, worker, matrices_[0], buffer_ < 0 ? x.data : context.work_buffer(buffer_), stride,
+                      x.n_rows(), out.row(0), out.ne[0]);
+      return;
+    }
+    for (int64_t i = 0; i < out.ne[2]; ++i) {
+      const std::byte* activations =
+          buffer_ < 0 ? x.at(0, i, 0) : context.work_buffer(buffer_) + stride * static_cast<size_t>(i * x.ne[1]);
+      multiply_panels(context, worker, matrices_[static_cast<size_t>(i)], activations, stride, x.ne[1],
+                      reinterpret_cast<float*>(out.at(0, i, 0)), out.ne[0]);
+    }
   }
 
  private:
   const Node& node_;
   const graph::Graph& graph_;
   int buffer_;
-  PackedMatrix matrix_{};
+  std::vector<PackedMatrix> matrices_;
 };
 
 // Both operands computed: one dot product per element, w repeated along dimensions 2 and 3.
@@ -116,14 +129,16 @@ void plan_mul_mat(Planner& planner, const Node& node) {
     planner.add_step(std::make_unique<ComputedMulMatStep>(node), {node.output, {w, x}, {}, {}, false});
     return;
   }
-  planner.require(weight->ne[2] == 1 && weight->ne[3] == 1, "weights of more than two dimensions");
+  const View& view = planner.max_view(x);
+  planner.require(weight->ne[3] == 1, "weights of four dimensions");
+  planner.require(weight->ne[2] == 1 || (view.ne[2] == weight->ne[2] && view.ne[3] == 1),
+                  "matrices that are repeated along dimension 2");
   if (activation_kind(weight->dtype) == ActivationKind::q8) {
     const int buffer = planner.quantized(x);
     planner.add_step(std::make_unique<MulMatStep>(node, planner.graph, buffer), {node.output, {}, {}, {buffer}, false});
     return;
   }
-  const View& view = planner.max_view(x);
-  planner.require(is_contiguous(view) || (view.ne[2] == 1 && view.ne[3] == 1),
+  planner.require(is_contiguous(view) || (view.ne[2] == weight->ne[2] && view.ne[3] == 1),
                   "the second operand is not contiguous; use cont");
   planner.add_step(std::make_unique<MulMatStep>(node, planner.graph, -1), {node.output, {x}, {}, {}, false});
 }
