@@ -246,7 +246,7 @@ TEST(CpuMoe, MatchesDoublePrecisionInEveryVariant) {
 }
 
 TEST(CpuMoe, IsCloseToDoublePrecisionWithQuantisedExpertsAndEqualAloneAndInABatch) {
-  for (const DType dtype : {DType::f16, DType::q8_0, DType::q4_0, DType::q4_k})
+  for (const DType dtype : {DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::mxfp4})
     for (const bool fused : {false, true}) {
       SCOPED_TRACE(std::string(tensor::dtype_name(dtype)) + (fused ? " fused" : ""));
       MoeParams params;

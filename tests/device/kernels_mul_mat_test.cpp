@@ -10,8 +10,8 @@ namespace {
 
 using tensor::DType;
 
-constexpr DType kTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0,
-                            DType::q4_0, DType::q4_k, DType::q6_k, DType::q5_1};
+constexpr DType kTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0, DType::q4_0,
+                            DType::q4_k, DType::q6_k, DType::q5_1, DType::mxfp4};
 
 // GGUF rows of a random matrix, their exact values, and the packed form.
 struct Weights {
@@ -219,7 +219,7 @@ TEST_P(KernelsQuantizeRow, StaysWithinHalfAStep) {
 }
 
 TEST(KernelsPack, FillsMissingRowsWithZeros) {
-  for (const DType dtype : {DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k}) {
+  for (const DType dtype : {DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k, DType::mxfp4}) {
     Weights w = make_weights(dtype, 256, 3);
     PackedMatrix all_rows = w.matrix();
     all_rows.n_out = 16;

@@ -129,29 +129,7 @@ struct FamilyQ6_K {
   }
 };
 
-struct FamilyQ8_0 {
-  static constexpr int kTile = kQuantTile;
-  template <int R>
-  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
-    const auto* blocks = reinterpret_cast<const PackedQ8_0*>(panel);
-    for (int64_t b = 0; b < n_in / 32; ++b) {
-      DotSigned dot[R];
-      CARAVAN_UNROLL
-      for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
-      CARAVAN_UNROLL
-      for (int g = 0; g < 8; ++g) {
-        const SignedWeights w = load_signed(blocks[b].q[g]);
-        CARAVAN_UNROLL
-        for (int r = 0; r < R; ++r) dot_add(dot[r], w, block_of(rows, r, b).q + 4 * g);
-      }
-      const F32x16 d = load_f16(blocks[b].d);
-      CARAVAN_UNROLL
-      for (int r = 0; r < R; ++r) acc[r] = add_block(dot_end(dot[r]), d, block_of(rows, r, b).d, acc[r]);
-    }
-  }
-};
-
-// Float weights. T is the stored type's width; decode makes f32 of 16 of them.
+// How 16 stored floats become f32.
 struct DecodeF32 {
   static constexpr int64_t kBytes = 64;
   static CARAVAN_INLINE F32x16 load16(const std::byte* p) { return load(reinterpret_cast<const float*>(p)); }
@@ -165,6 +143,31 @@ struct DecodeBF16 {
   static CARAVAN_INLINE F32x16 load16(const std::byte* p) { return load_bf16(p); }
 };
 
+// Blocks of 32 signed bytes per row. Block is PackedQ8_0 or PackedMxfp4, Scale loads its 16 scales.
+template <typename Block, typename Scale>
+struct FamilyInt8 {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const Block*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      DotSigned dot[R];
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
+      CARAVAN_UNROLL
+      for (int g = 0; g < 8; ++g) {
+        const SignedWeights w = load_signed(blocks[b].q[g]);
+        CARAVAN_UNROLL
+        for (int r = 0; r < R; ++r) dot_add(dot[r], w, block_of(rows, r, b).q + 4 * g);
+      }
+      const F32x16 d = Scale::load16(reinterpret_cast<const std::byte*>(blocks[b].d));
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) acc[r] = add_block(dot_end(dot[r]), d, block_of(rows, r, b).d, acc[r]);
+    }
+  }
+};
+
+// Float weights, stored as Decode reads them.
 template <typename Decode>
 struct FamilyFloat {
   static constexpr int kTile = kFloatTile;
@@ -274,7 +277,9 @@ void mul_mat(const PackedMatrix& w, int64_t panel_begin, int64_t panel_end, cons
                         out_stride};
   switch (w.dtype) {
     case DType::q8_0:
-      return mul_mat_family<FamilyQ8_0>(call, panel_begin, panel_end, n_rows);
+      return mul_mat_family<FamilyInt8<PackedQ8_0, DecodeF16>>(call, panel_begin, panel_end, n_rows);
+    case DType::mxfp4:
+      return mul_mat_family<FamilyInt8<PackedMxfp4, DecodeBF16>>(call, panel_begin, panel_end, n_rows);
     case DType::q4_0:
       return mul_mat_family<FamilyQ4_0>(call, panel_begin, panel_end, n_rows);
     case DType::q4_k:

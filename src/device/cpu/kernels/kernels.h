@@ -33,7 +33,8 @@ struct PackedMatrix {
 };
 
 // Bytes of one packed panel (16 rows) and of the whole packed matrix. F32, F16, BF16, Q8_0, Q4_0 and Q6_K take their
-// GGUF size, Q4_K 2.8% more, other types are unpacked to f32. n_in is a multiple of the type's block length.
+// GGUF size, Q4_K 2.8% more, MXFP4 becomes int8 (1.9 times its size), other types are unpacked to f32. n_in is a
+// multiple of the type's block length.
 size_t packed_panel_bytes(tensor::DType dtype, int64_t n_in);
 size_t packed_bytes(tensor::DType dtype, int64_t n_in, int64_t n_out);
 

@@ -17,6 +17,13 @@ struct PackedQ8_0 {
 };
 static_assert(sizeof(PackedQ8_0) == 16 * 34);
 
+// 32 k of 16 rows each, laid out as PackedQ8_0: the 4-bit codes are unpacked to the integers they stand for.
+struct PackedMxfp4 {
+  uint16_t d[16];   // bf16 scale per row, which holds every power of two of the type
+  int8_t q[8][64];  // -12..12
+};
+static_assert(sizeof(PackedMxfp4) == sizeof(PackedQ8_0));
+
 struct PackedQ4_0 {
   uint16_t d[16];
   uint8_t q[4][64];  // low nibbles: group j, high nibbles: group j + 4; weight = nibble - 8

@@ -1,5 +1,6 @@
 // Repacks GGUF weight rows into the panels of layout.h. Runs once per weight at load; the same on every processor.
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -42,6 +43,31 @@ void pack_panel_q8_0(const PanelRows& rows, int64_t n_in, std::byte* panel) {
       const std::byte* source = rows.row[r] + b * 34;  // f16 d, int8 q[32]
       copy_f16(source, &block.d[r]);
       std::memcpy(values[r], source + 2, 32);
+    }
+    uint8_t groups[8][64];
+    interleave(values, groups);
+    std::memcpy(block.q, groups, sizeof block.q);
+    std::memcpy(panel + b * static_cast<int64_t>(sizeof block), &block, sizeof block);
+  }
+}
+
+void pack_panel_mxfp4(const PanelRows& rows, int64_t n_in, std::byte* panel) {
+  const tensor::DTypeInfo& info = tensor::dtype_info(DType::mxfp4);
+  for (int64_t b = 0; b < n_in / 32; ++b) {
+    PackedMxfp4 block{};
+    uint8_t values[16][32] = {};
+    for (int r = 0; r < rows.n_rows; ++r) {
+      constexpr int8_t kCodes[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+      const std::byte* source = rows.row[r] + b * 17;  // exponent, 16 bytes: value i low, value i + 16 high
+      // What code 1 stands for is the scale of the integers. A power of two, so bf16 holds it.
+      std::byte unit[17] = {source[0], std::byte{1}};
+      float decoded[32];
+      info.dequantize(unit, decoded, 32);
+      block.d[r] = static_cast<uint16_t>(std::bit_cast<uint32_t>(decoded[0]) >> 16);
+      for (size_t i = 0; i < 16; ++i) {
+        values[r][i] = static_cast<uint8_t>(kCodes[byte_at(source, 1 + i) & 15]);
+        values[r][i + 16] = static_cast<uint8_t>(kCodes[byte_at(source, 1 + i) >> 4]);
+      }
     }
     uint8_t groups[8][64];
     interleave(values, groups);
@@ -191,6 +217,8 @@ void pack_panel(DType dtype, const PanelRows& rows, int64_t n_in, std::byte* pan
       return pack_panel_float<uint16_t>(rows, n_in, panel);
     case DType::q8_0:
       return pack_panel_q8_0(rows, n_in, panel);
+    case DType::mxfp4:
+      return pack_panel_mxfp4(rows, n_in, panel);
     case DType::q4_0:
       return pack_panel_q4_0(rows, n_in, panel);
     case DType::q4_k:
@@ -207,6 +235,7 @@ void pack_panel(DType dtype, const PanelRows& rows, int64_t n_in, std::byte* pan
 ActivationKind activation_kind(DType weight_dtype) {
   switch (weight_dtype) {
     case DType::q8_0:
+    case DType::mxfp4:
     case DType::q4_0:
     case DType::q4_k:
     case DType::q6_k:
@@ -224,6 +253,8 @@ size_t packed_panel_bytes(DType dtype, int64_t n_in) {
       return n * kPanelRows * 2;
     case DType::q8_0:
       return n / 32 * sizeof(PackedQ8_0);
+    case DType::mxfp4:
+      return n / 32 * sizeof(PackedMxfp4);
     case DType::q4_0:
       return n / 32 * sizeof(PackedQ4_0);
     case DType::q4_k:
