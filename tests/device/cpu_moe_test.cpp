@@ -246,7 +246,8 @@ TEST(CpuMoe, MatchesDoublePrecisionInEveryVariant) {
 }
 
 TEST(CpuMoe, IsCloseToDoublePrecisionWithQuantisedExpertsAndEqualAloneAndInABatch) {
-  for (const DType dtype : {DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::mxfp4})
+  for (const DType dtype :
+       {DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q2_k, DType::iq4_nl, DType::mxfp4})
     for (const bool fused : {false, true}) {
       SCOPED_TRACE(std::string(tensor::dtype_name(dtype)) + (fused ? " fused" : ""));
       MoeParams params;
