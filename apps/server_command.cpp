@@ -6,6 +6,7 @@
 #include <ctime>
 #include <exception>
 #include <limits>
+#include <sstream>
 #include <thread>
 
 #include "base/file.h"
@@ -23,23 +24,38 @@ namespace {
 
 struct ServerCommandOptions {
   ModelOptions model;
+  bool reranking = false, context_shift = false;
+  std::string tls_key_file, tls_certificate_file;
   server::ApiSettings api;
   std::string host = "127.0.0.1";
   int port = 8080;
   std::vector<std::string> aliases;
   std::string api_prefix, pooling, cors_origins = "*";
   int n_http_threads = 2;
-  int timeout_s = 600;
+  int timeout_s = 3600;
   int stop_grace_s = 10;
   uint32_t max_queue = 256;
 };
+
+// Adds the keys of a file to keys.
+void read_api_keys(const std::string& path, std::vector<std::string>& keys) {
+  std::istringstream lines(read_text_file(path));
+  size_t n_read = 0;
+  for (std::string line; std::getline(lines, line);) {
+    while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.pop_back();
+    if (line.empty() || line.front() == '#') continue;
+    keys.push_back(line);
+    ++n_read;
+  }
+  if (n_read == 0) throw RequestError("'" + path + "' holds no key");
+}
 
 OptionParser make_parser(ServerCommandOptions& o) {
   OptionParser parser("caravan server -m FILE [--rpc HOST:PORT,...] [options]",
                       "Serves a GGUF model over HTTP with llama-server's API. Also runs under the name llama-server.");
   add_model_options(parser, o.model);
   parser.section("HTTP");
-  parser.add({{"--host"}, "HOST", "address to listen on (127.0.0.1)", {"LLAMA_ARG_HOST", "APP_BIND"}, into(o.host)});
+  parser.add({{"--host"}, "HOST", "address to listen on, or the path of a Unix socket, ending in .sock (127.0.0.1)", {"LLAMA_ARG_HOST", "APP_BIND"}, into(o.host)});
   parser.add({{"--port"},
               "N",
               "port to listen on, 0: any free one (8080)",
@@ -52,11 +68,26 @@ OptionParser make_parser(ServerCommandOptions& o) {
               into_list(o.aliases)});
   parser.add(
       {{"--api-key"}, "KEY,...", "keys of which a client must send one", {"LLAMA_API_KEY"}, into_list(o.api.api_keys)});
+  parser.add({{"--api-key-file"},
+              "FILE",
+              "more such keys, one on each line; lines that begin with # are comments",
+              {"LLAMA_ARG_API_KEY_FILE"},
+              [&o](const std::string& path) { read_api_keys(path, o.api.api_keys); }});
+  parser.add({{"--ssl-key-file"},
+              "FILE",
+              "private key (PEM) for HTTPS",
+              {"LLAMA_ARG_SSL_KEY_FILE"},
+              into(o.tls_key_file)});
+  parser.add({{"--ssl-cert-file"},
+              "FILE",
+              "certificate chain (PEM) for HTTPS",
+              {"LLAMA_ARG_SSL_CERT_FILE"},
+              into(o.tls_certificate_file)});
   parser.add({{"--api-prefix"}, "PATH", "put before every path", {"LLAMA_ARG_API_PREFIX"}, into(o.api_prefix)});
   parser.add({{"--no-ui", "--no-webui"}, "", "no chat page at /", {}, into(o.api.web_page, false)});
   parser.add({{"--cors-origins"},
               "ORIGINS",
-              "origins that browsers may call from, * for all (*)",
+              "origins that browsers may call from, * for all, localhost for those of this machine (*)",
               {"LLAMA_ARG_CORS_ORIGINS"},
               into(o.cors_origins)});
   parser.add({{"--threads-http"},
@@ -68,7 +99,7 @@ OptionParser make_parser(ServerCommandOptions& o) {
               }});
   parser.add({{"-to", "--timeout"},
               "S",
-              "seconds that a connection may be idle or a client may not read (600)",
+              "seconds that a connection may be idle or a client may not read (3600)",
               {"LLAMA_ARG_TIMEOUT"},
               into(o.timeout_s, 1, 86400)});
   parser.add({{"--max-queue"},
@@ -76,6 +107,33 @@ OptionParser make_parser(ServerCommandOptions& o) {
               "requests that may wait before more are refused (256)",
               {},
               into(o.max_queue, 1, 1000000)});
+  parser.add({{"--slots"}, "", "GET /slots shows what runs (it does)", {}, into(o.api.slots_endpoint)});
+  parser.add({{"--no-slots"}, "", "it does not", {"LLAMA_ARG_NO_ENDPOINT_SLOTS"}, into(o.api.slots_endpoint, false)});
+  parser.add({{"--props"}, "", "take POST /props", {"LLAMA_ARG_ENDPOINT_PROPS"}, into(o.api.props_endpoint)});
+  parser.add({{"--slot-save-path"},
+              "FOLDER",
+              "where POST /slots/ID saves and restores the tokens of slots",
+              {},
+              [&o](const std::string& folder) { o.api.slot_save_path = folder; }});
+  parser.add({{"--rerank", "--reranking"},
+              "",
+              "answer /rerank; the model must have a ranking head",
+              {"LLAMA_ARG_RERANKING"},
+              into(o.reranking)});
+  parser.add({{"--spm-infill"}, "", "/infill puts the suffix first", {}, into(o.api.spm_infill)});
+  parser.add({{"--context-shift"},
+              "",
+              "a full context loses older tokens and goes on, instead of ending the answer",
+              {"LLAMA_ARG_CONTEXT_SHIFT"},
+              into(o.context_shift)});
+  parser.add({{"--no-context-shift"}, "", "it does not", {}, into(o.context_shift, false)});
+  parser.add({{"--keep"},
+              "N",
+              "tokens of the prompt that stay when the context shifts, -1: all (0)",
+              {},
+              [&o](const std::string& value) {
+                o.api.n_keep = static_cast<int32_t>(parse_integer(value, -1, std::numeric_limits<int32_t>::max()));
+              }});
   parser.add({{"--cache-prompt"},
               "",
               "prompts reuse what earlier ones with the same beginning computed (always, unless a request says no)",
@@ -118,12 +176,9 @@ OptionParser make_parser(ServerCommandOptions& o) {
   add_known_model_flags(parser);
   parser.accepted({"--metrics"}, "", "/metrics is always there");
   parser.accepted({"-cb", "--cont-batching"}, "", "requests are always batched together");
-  parser.accepted({"--no-slots"}, "", "/slots is not supported");
   parser.accepted({"--jinja"}, "", "chat templates are not rendered by this version");
   parser.accepted({"--no-jinja"}, "", "chat templates are not rendered by this version");
-  parser.unsupported({"-nocb", "--no-cont-batching", "--rerank", "--reranking", "--slots", "--props",
-                      "--slot-save-path", "--chat-template", "--chat-template-file", "--api-key-file", "--ssl-key-file",
-                      "--ssl-cert-file", "--path", "--reasoning-format", "--reasoning-budget", "--models-dir",
+  parser.unsupported({"-nocb", "--no-cont-batching", "--chat-template", "--chat-template-file", "--path", "--reasoning-format", "--reasoning-budget", "--models-dir",
                       "--sleep-idle-seconds", "--tools"});
   return parser;
 }
@@ -145,7 +200,30 @@ server::ModelFacts model_facts(const OpenedModel& opened, const models::Hyperpar
   facts.causal = hp.causal;
   facts.pooling = embedding_pooling(o.pooling, hp);
   facts.created = std::time(nullptr);
+  if (o.reranking || hp.pooling == models::Pooling::rank)
+    facts.ranking_head = server::RankingHead::load(opened.file(), hp.n_embd);
+  if (o.reranking && !facts.ranking_head)
+    throw RequestError("--reranking: the model '" + o.model.model + "' has no ranking head (tensors cls.*)");
   return facts;
+}
+
+bool is_unix_socket(const std::string& host) { return host.ends_with(".sock"); }
+
+std::shared_ptr<const net::TlsCertificate> open_certificate(const ServerCommandOptions& o) {
+  if (o.tls_certificate_file.empty() || o.tls_key_file.empty())
+    throw RequestError("HTTPS needs both --ssl-cert-file and --ssl-key-file");
+  if (is_unix_socket(o.host)) throw RequestError("a Unix socket takes no --ssl-cert-file: it speaks no TLS");
+  return std::make_shared<const net::TlsCertificate>(o.tls_certificate_file, o.tls_key_file);
+}
+
+// Starts to listen; returns where, for the log.
+std::string listen(http::Server& http, const ServerCommandOptions& o) {
+  if (is_unix_socket(o.host)) {
+    http.listen_unix(o.host);
+    return o.host;
+  }
+  http.listen({o.host, static_cast<uint16_t>(o.port)});
+  return (o.tls_certificate_file.empty() ? "http://" : "https://") + o.host + ":" + std::to_string(http.port());
 }
 
 }  // namespace
@@ -157,10 +235,12 @@ int run_server(int argc, char** argv) {
   configure_logging(parse_log_level(options.model.log_level));
   const sigset_t signals = block_stop_signals();
 
+  options.api.n_batch = options.model.n_batch;
   OpenedModel opened(options.model);
   engine::validate(options.api.sampling, opened.hyperparameters().n_vocab);
   engine::EngineOptions engine_options;
   engine_options.max_queue = options.max_queue;
+  engine_options.context_shift = options.context_shift;
   engine::Engine engine(opened.pipeline(), opened.vocabulary(), engine_options);
   const server::Api api{engine, opened.vocabulary(), model_facts(opened, opened.hyperparameters(), options),
                         options.api};
@@ -171,11 +251,12 @@ int run_server(int argc, char** argv) {
   http_options.guard = server::make_guard(api, options.api_prefix);
   http_options.error_response = server::error_response;
   http_options.cors_origins = options.cors_origins;
+  if (!options.tls_certificate_file.empty() || !options.tls_key_file.empty())
+    http_options.certificate = open_certificate(options);
   http_options.idle_timeout = http_options.write_timeout = std::chrono::seconds(options.timeout_s);
   net::IoThreads io(options.n_http_threads);
   http::Server http(io, router, http_options);
-  http.listen({options.host, static_cast<uint16_t>(options.port)});
-  spdlog::info("listening on http://{}:{}, loading {}", options.host, http.port(), options.model.model);
+  spdlog::info("listening on {}, loading {}", listen(http, options), options.model.model);
 
   // Loading runs beside, so that /health answers and SIGTERM is heard meanwhile.
   std::exception_ptr failure;

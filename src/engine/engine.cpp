@@ -75,12 +75,16 @@ class Engine::Impl {
   std::shared_ptr<TokenStream> submit(GenerateParams params);
   std::shared_ptr<TokenStream> embed(EmbedParams params);
   EngineStatus status() const;
+  std::vector<SlotStatus> slots() const;
+  std::vector<int32_t> slot_tokens(uint32_t slot) const;
+  size_t erase_slot(uint32_t slot);
   bool wait_until_ready(std::chrono::milliseconds timeout) const;
   void shutdown(std::chrono::milliseconds grace);
 
  private:
   // Any thread, with mutex_ held.
   const PlanSummary& usable_plan() const;
+  void check_idle(uint32_t slot) const;
   std::shared_ptr<TokenStream> accept(std::unique_ptr<Sequence> sequence, uint32_t seed);
 
   // The engine's thread.
@@ -97,16 +101,19 @@ class Engine::Impl {
   void on(const PlanReady& ready);
   void on(const PlanLost& lost);
   void take_result(const BatchPart& part, std::span<const stage::RowOutput> rows);
-  void report_progress(const Sequence& sequence, const BatchPart& part);
+  void report_progress(Sequence& sequence, const BatchPart& part);
   void take_hidden(Sequence& sequence, const BatchPart& part, std::span<const stage::RowOutput> rows);
   void note_first_token(Sequence& sequence);
   void take_token(Sequence& sequence, const stage::RowOutput& row);
+  bool shift_context(Sequence& sequence);
   void finish(Sequence& sequence, StopType stop_type, std::string stopping_word, bool truncated);
   void fail(uint64_t id, RequestError::Kind kind, const std::string& message);
   void fail_all(RequestError::Kind kind, const std::string& message);
   void end(uint64_t id);
+  void note_slot(const Sequence& sequence);
+  void clear_slots(uint32_t n_slots);
   Timings timings(const Sequence& sequence) const;
-  void send(const Sequence& sequence, Event event) { outbox_.emplace_back(sequence.stream, std::move(event)); }
+  void send(Sequence& sequence, Event event);
 
   Pipeline& pipeline_;
   const vocab::Vocabulary& vocabulary_;
@@ -116,7 +123,10 @@ class Engine::Impl {
   mutable std::mutex mutex_;  // guards the members up to the blank line
   mutable std::condition_variable changed_;
   std::vector<std::unique_ptr<Sequence>> inbox_;
+  std::vector<std::vector<int32_t>> erasures_;  // tokens to forget before the inbox is taken
   EngineStatus status_;
+  std::vector<SlotStatus> slots_;
+  std::vector<std::vector<int32_t>> slot_tokens_;  // what the last request in each slot left
   uint64_t next_id_ = 1;
   uint32_t n_active_ = 0;  // accepted and not ended
   bool stopping_ = false;  // nothing more is accepted
@@ -128,7 +138,9 @@ class Engine::Impl {
   std::string lost_reason_;                       // why there is no plan any more
   std::map<uint64_t, ScheduledBatch> in_flight_;  // by ticket; of the batch only what a result is checked against
   EngineCounters counters_;
-  uint32_t n_ended_ = 0;  // since the last publish()
+  std::vector<SlotStatus> slot_states_;                                 // published as slots_
+  std::vector<std::pair<uint32_t, std::vector<int32_t>>> left_tokens_;  // for slot_tokens_, since the last publish()
+  uint32_t n_ended_ = 0;                                                // since the last publish()
   std::vector<std::pair<std::shared_ptr<StreamState>, Event>> outbox_;
 
   std::mutex shutdown_mutex_;
@@ -179,8 +191,11 @@ std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
     auto sequence = std::make_unique<Sequence>();
     sequence->tokens = std::move(params.prompt);
     sequence->uses_cache = params.cache_prompt;
+    sequence->wanted_slot = params.slot;
+    params.prompt.clear();
+    auto asked = std::make_shared<const GenerateParams>(params);
     sequence->generation.emplace(
-        Generation{params.n_predict, params.max_predict_ms, params.report_progress,
+        Generation{std::move(asked), params.n_predict, params.max_predict_ms, params.report_progress,
                    Sampler(std::move(params.sampling), seed, banned, plan.n_vocab, &vocabulary_),
                    AnswerText(vocabulary_, std::move(params.stop), params.n_indent)});
     auto stream = accept(std::move(sequence), seed);
@@ -218,6 +233,38 @@ EngineStatus Engine::Impl::status() const {
   if (stopping_) status.state = EngineStatus::State::stopping;
   status.queue_length += static_cast<uint32_t>(inbox_.size());
   return status;
+}
+
+std::vector<SlotStatus> Engine::Impl::slots() const {
+  std::lock_guard lock(mutex_);
+  return slots_;
+}
+
+void Engine::Impl::check_idle(uint32_t slot) const {
+  if (slot >= slots_.size()) {
+    throw RequestError(fmt::format("there is no slot {}: expected one below {}", slot, slots_.size()));
+  }
+  if (slots_[slot].processing) {
+    throw RequestError(fmt::format("slot {} is working on a request", slot), RequestError::Kind::unavailable);
+  }
+}
+
+std::vector<int32_t> Engine::Impl::slot_tokens(uint32_t slot) const {
+  std::lock_guard lock(mutex_);
+  check_idle(slot);
+  return slot_tokens_[slot];
+}
+
+size_t Engine::Impl::erase_slot(uint32_t slot) {
+  size_t n_erased;
+  {
+    std::lock_guard lock(mutex_);
+    check_idle(slot);
+    n_erased = slot_tokens_[slot].size();
+    erasures_.push_back(std::exchange(slot_tokens_[slot], {}));
+  }
+  pipeline_.wake();
+  return n_erased;
 }
 
 bool Engine::Impl::wait_until_ready(std::chrono::milliseconds timeout) const {
@@ -258,12 +305,15 @@ void Engine::Impl::run() {
 // Moves new requests to the scheduler. False: the thread is to end.
 bool Engine::Impl::take_inbox() {
   std::vector<std::unique_ptr<Sequence>> arrived;
+  std::vector<std::vector<int32_t>> erasures;
   bool stop;
   {
     std::lock_guard lock(mutex_);
     arrived = std::exchange(inbox_, {});
+    erasures = std::exchange(erasures_, {});
     stop = stop_;
   }
+  for (const auto& tokens : erasures) scheduler_.erase_cached(tokens);
   for (auto& sequence : arrived) {
     const uint64_t id = sequence->id;
     const uint32_t n_prompt = sequence->n_prompt;
@@ -322,7 +372,12 @@ void Engine::Impl::submit_batches() {
 
 // Makes the state of the engine visible to status(), before the events that tell consumers of it.
 void Engine::Impl::publish() {
+  for (SlotStatus& slot : slot_states_) slot.processing = false;
+  for (const auto& [id, sequence] : scheduler_.sequences()) note_slot(*sequence);
   std::lock_guard lock(mutex_);
+  slots_ = slot_states_;
+  slot_tokens_.resize(slots_.size());
+  for (auto& [slot, tokens] : std::exchange(left_tokens_, {})) slot_tokens_[slot] = std::move(tokens);
   n_active_ -= std::exchange(n_ended_, 0);
   const uint64_t requests = status_.counters.requests, refused = status_.counters.refused;
   counters_.preemptions = scheduler_.n_preemptions();
@@ -396,6 +451,7 @@ void Engine::Impl::on(const PlanReady& ready) {
   plan_ = ready.plan;
   in_flight_.clear();
   scheduler_.set_plan(*plan_);
+  clear_slots(scheduler_.n_slots());
   std::vector<std::pair<uint64_t, ContextExceededError>> too_long;
   const uint32_t n_ctx = effective_context(*plan_);
   for (const auto& [id, sequence] : scheduler_.sequences()) {
@@ -416,6 +472,7 @@ void Engine::Impl::on(const PlanLost& lost) {
   lost_reason_ = lost.reason;
   in_flight_.clear();
   fail_all(RequestError::Kind::unavailable, lost.reason);
+  clear_slots(0);
   std::lock_guard lock(mutex_);
   status_.state = EngineStatus::State::no_plan;
   status_.reason = lost.reason;
@@ -437,7 +494,7 @@ void Engine::Impl::take_result(const BatchPart& part, std::span<const stage::Row
 }
 
 // For a request that asked for it, until its first token.
-void Engine::Impl::report_progress(const Sequence& sequence, const BatchPart& part) {
+void Engine::Impl::report_progress(Sequence& sequence, const BatchPart& part) {
   if (!sequence.generation || !sequence.generation->report_progress || sequence.first_token) return;
   ProgressEvent event;
   event.n_prompt_tokens = sequence.n_prompt;
@@ -483,11 +540,12 @@ void Engine::Impl::note_first_token(Sequence& sequence) {
 
 void Engine::Impl::take_token(Sequence& sequence, const stage::RowOutput& row) {
   Generation& generation = *sequence.generation;
-  Sampler::Choice choice = generation.sampler.sample(row, sequence.tokens);
+  Sampler::Choice choice = generation.sampler.sample(row, sequence.history());
   sequence.awaits_output = false;
   note_first_token(sequence);
   sequence.last_token = Clock::now();
   sequence.tokens.push_back(choice.token);
+  if (sequence.n_discarded > 0) sequence.full_history.push_back(choice.token);
   ++counters_.predicted_tokens;
   counters_.max_tokens = std::max<uint64_t>(counters_.max_tokens, sequence.n_tokens());
 
@@ -505,14 +563,32 @@ void Engine::Impl::take_token(Sequence& sequence, const stage::RowOutput& row) {
     finish(sequence, StopType::word, std::move(*result.stopping_word), false);
     return;
   }
-  const uint32_t n_predicted = sequence.n_tokens() - sequence.n_prompt;
+  const uint32_t n_predicted = sequence.n_predicted();
   const bool context_full = sequence.n_tokens() >= effective_context(*plan_);
   const bool late =
       line_ended && generation.max_predict_ms > 0 &&
       milliseconds(sequence.first_token, sequence.last_token) > static_cast<double>(generation.max_predict_ms);
   const bool enough = late || result.indent_ended ||
                       (generation.n_predict >= 0 && n_predicted >= static_cast<uint32_t>(generation.n_predict));
+  if (!enough && context_full && options_.context_shift && shift_context(sequence)) return;
   if (enough || context_full) finish(sequence, StopType::limit, {}, !enough);
+}
+
+// Makes room in a full context: keeps the beginning, discards what follows it. What is left is computed again, as keys
+// depend on their positions. False: there is nothing to discard.
+bool Engine::Impl::shift_context(Sequence& sequence) {
+  constexpr uint32_t kLeast = 4;  // tokens behind the kept ones
+  const GenerateParams& params = *sequence.generation->params;
+  const uint32_t n_tokens = sequence.n_tokens();
+  if (n_tokens <= kLeast) return false;
+  const uint32_t bos = sequence.tokens.front() == vocabulary_.bos() ? 1 : 0;
+  const uint64_t wanted = params.n_keep < 0 ? sequence.n_prompt : uint64_t{bos} + static_cast<uint32_t>(params.n_keep);
+  const auto n_keep = static_cast<uint32_t>(std::min<uint64_t>(wanted, n_tokens - kLeast));
+  const uint32_t n_left = n_tokens - n_keep;
+  const uint32_t n_discard =
+      params.n_discard > 0 ? std::min(static_cast<uint32_t>(params.n_discard), n_left - 1) : n_left / 2;
+  scheduler_.discard(sequence, n_keep, n_discard);
+  return true;
 }
 
 // Sends what is still withheld and the FinalEvent, and removes the sequence.
@@ -532,7 +608,7 @@ void Engine::Impl::finish(Sequence& sequence, StopType stop_type, std::string st
   FinalEvent event;
   event.stop_type = stop_type;
   event.stopping_word = std::move(stopping_word);
-  event.truncated = truncated;
+  event.truncated = truncated || sequence.n_discarded > 0;
   event.n_prompt_tokens = sequence.n_prompt;
   event.timings = timings(sequence);
   counters_.predicted_seconds += event.timings.predicted_ms / 1000;
@@ -552,8 +628,56 @@ void Engine::Impl::fail_all(RequestError::Kind kind, const std::string& message)
 }
 
 void Engine::Impl::end(uint64_t id) {
-  scheduler_.remove(id);
+  const Sequence& ending = *scheduler_.sequences().at(id);
+  note_slot(ending);
+  const std::optional<stage::Slot> slot = ending.slot;
+  const uint32_t n_computed = ending.n_scheduled;
+  const std::unique_ptr<Sequence> ended = scheduler_.remove(id);
+  if (slot && ended->generation) {
+    ended->tokens.resize(n_computed);
+    left_tokens_.emplace_back(*slot, std::move(ended->tokens));
+  }
   ++n_ended_;
+}
+
+void Engine::Impl::note_slot(const Sequence& sequence) {
+  if (!sequence.slot || *sequence.slot >= slot_states_.size()) return;
+  SlotStatus& state = slot_states_[*sequence.slot];
+  state.processing = true;
+  if (!sequence.generation) return;
+  SlotStatus::Task task;
+  task.id = sequence.id;
+  task.n_prompt = sequence.n_prompt;
+  task.n_cached = sequence.n_cached.value_or(0);
+  const uint32_t n_reached =
+      sequence.n_discarded > 0 ? sequence.n_prompt : std::min(sequence.n_evaluated, sequence.n_prompt);
+  task.n_prompt_computed = n_reached - std::min(n_reached, task.n_cached);
+  task.n_predicted = sequence.n_predicted();
+  task.has_new_line = sequence.generation->has_new_line;
+  task.seed = sequence.generation->sampler.seed();
+  task.params = sequence.generation->params;
+  state.task = std::move(task);
+}
+
+void Engine::Impl::clear_slots(uint32_t n_slots) {
+  slot_states_.assign(n_slots, {});
+  for (uint32_t i = 0; i < n_slots; ++i) slot_states_[i].id = i;
+  left_tokens_.clear();
+  std::lock_guard lock(mutex_);
+  slots_ = slot_states_;
+  slot_tokens_.assign(n_slots, {});
+}
+
+// Queues an event for the consumer.
+void Engine::Impl::send(Sequence& sequence, Event event) {
+  const uint32_t slot = sequence.slot.value_or(0);
+  if (auto* token = std::get_if<TokenEvent>(&event)) {
+    token->slot = slot;
+    if (token->text.find('\n') != std::string::npos) sequence.generation->has_new_line = true;
+  }
+  if (auto* progress = std::get_if<ProgressEvent>(&event)) progress->slot = slot;
+  if (auto* end = std::get_if<FinalEvent>(&event)) end->slot = slot;
+  outbox_.emplace_back(sequence.stream, std::move(event));
 }
 
 Timings Engine::Impl::timings(const Sequence& sequence) const {
@@ -561,7 +685,7 @@ Timings Engine::Impl::timings(const Sequence& sequence) const {
   timings.cache_n = sequence.n_cached.value_or(0);
   timings.prompt_n = sequence.n_prompt - timings.cache_n;
   timings.prompt_ms = milliseconds(sequence.first_scheduled, sequence.first_token);
-  timings.predicted_n = sequence.n_tokens() - sequence.n_prompt;
+  timings.predicted_n = sequence.n_predicted();
   timings.predicted_ms = milliseconds(sequence.first_token, sequence.last_token);
   return timings;
 }
@@ -576,6 +700,12 @@ std::shared_ptr<TokenStream> Engine::submit(GenerateParams params) { return impl
 std::shared_ptr<TokenStream> Engine::embed(EmbedParams params) { return impl_->embed(std::move(params)); }
 
 EngineStatus Engine::status() const { return impl_->status(); }
+
+std::vector<SlotStatus> Engine::slots() const { return impl_->slots(); }
+
+std::vector<int32_t> Engine::slot_tokens(uint32_t slot) const { return impl_->slot_tokens(slot); }
+
+size_t Engine::erase_slot(uint32_t slot) { return impl_->erase_slot(slot); }
 
 bool Engine::wait_until_ready(std::chrono::milliseconds timeout) const { return impl_->wait_until_ready(timeout); }
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/pipeline.h"
 #include "engine/request.h"
@@ -23,6 +24,7 @@ struct EngineOptions {
   uint32_t max_in_flight = 0;         // batches in the pipeline at the same time; 0: one per stage
   uint32_t max_stream_events = 8192;  // unread events after which a consumer counts as too slow
   uint64_t max_stream_bytes = uint64_t{8} << 20;
+  bool context_shift = false;  // a full context loses its older tokens instead of ending the answer
 };
 
 // Since the engine started; what /metrics shows.
@@ -61,6 +63,23 @@ struct EngineStatus {
   EngineCounters counters;
 };
 
+// A slot and the generating request that runs in it or ran there last.
+struct SlotStatus {
+  struct Task {
+    uint64_t id = 0;
+    uint32_t n_prompt = 0;           // tokens
+    uint32_t n_prompt_computed = 0;  // of them, until now, without the cached ones
+    uint32_t n_cached = 0;
+    uint32_t n_predicted = 0;
+    bool has_new_line = false;                     // in the answer
+    uint32_t seed = 0;                             // of the random stream
+    std::shared_ptr<const GenerateParams> params;  // without the prompt; shared by snapshots
+  };
+  uint32_t id = 0;
+  bool processing = false;
+  std::optional<Task> task;  // unset: none yet
+};
+
 // Generates and embeds for many requests at once. All functions may be called from any thread.
 class Engine {
  public:
@@ -84,6 +103,17 @@ class Engine {
 
   // A snapshot; cheap.
   EngineStatus status() const;
+
+  // All slots of the current plan; empty without one.
+  std::vector<SlotStatus> slots() const;
+
+  // The tokens whose KV the last request left in a slot: prompt and answer, as far as they were computed. Throws
+  // RequestError: invalid (no such slot), unavailable (a request is running there).
+  std::vector<int32_t> slot_tokens(uint32_t slot) const;
+
+  // Forgets slot_tokens(slot), also in the prefix cache as far as no longer text shares them. Returns how many there
+  // were. Throws like slot_tokens().
+  size_t erase_slot(uint32_t slot);
 
   // Waits until there is a plan, at most timeout. False: there is none; status().reason may say why.
   bool wait_until_ready(std::chrono::milliseconds timeout) const;

@@ -30,6 +30,10 @@ struct GenerateParams {
   std::optional<GrammarSpec> grammar;  // the form of the answer; unset: any text
   // Take what earlier requests computed for the same beginning, and leave one's own for later ones.
   bool cache_prompt = true;
+  std::optional<uint32_t> slot;  // runs in this slot (modulo their number), and waits until it is free; unset: in any
+  // What stays when a full context is shifted (EngineOptions::context_shift): the first n_keep tokens (-1: the prompt),
+  // and of the others all but the first n_discard (0: half).
+  int32_t n_keep = 0, n_discard = 0;
 };
 
 // Which rows of the last hidden state are wanted, and how they become one vector.
@@ -70,6 +74,7 @@ struct TokenEvent {
   std::vector<int32_t> tokens;
   std::vector<StepProbabilities> probabilities;  // one per token when n_probs > 0, else empty
   Timings timings = {};                          // up to here
+  uint32_t slot = 0;
 };
 
 // So much of the prompt is computed. After every batch until the first token, when report_progress is set.
@@ -78,6 +83,7 @@ struct ProgressEvent {
   uint32_t n_cached = 0;    // of these, taken from a cache
   uint32_t n_computed = 0;  // of these, done: the cached ones included
   double elapsed_ms = 0;    // since the first prefill
+  uint32_t slot = 0;
 };
 
 enum class StopType : uint8_t {
@@ -93,8 +99,9 @@ std::string_view name(StopType type);
 struct FinalEvent {
   StopType stop_type = StopType::eos;
   std::string stopping_word;  // StopType::word
-  bool truncated = false;     // the context was full
+  bool truncated = false;     // the context was full: the answer ends there, or parts of the text were discarded
   uint32_t n_prompt_tokens = 0;
+  uint32_t slot = 0;
   Timings timings;
 };
 

@@ -69,6 +69,16 @@ std::unique_ptr<Sequence> Scheduler::remove(uint64_t id) {
   return std::move(node.mapped());
 }
 
+void Scheduler::discard(Sequence& sequence, uint32_t first, uint32_t n) {
+  CARAVAN_ASSERT(first + n < sequence.n_tokens() && !sequence.awaits_output, "there is something to go on from");
+  if (sequence.full_history.empty()) sequence.full_history = sequence.tokens;
+  if (sequence.slot) release(sequence);
+  const auto begin = sequence.tokens.begin() + first;
+  sequence.tokens.erase(begin, begin + n);
+  sequence.n_discarded += n;
+  sequence.n_evaluated = 0;
+}
+
 Sequence* Scheduler::find(const BatchPart& part) {
   const auto at = sequences_.find(part.sequence);
   if (at == sequences_.end() || at->second->incarnation != part.incarnation) return nullptr;
@@ -139,15 +149,27 @@ bool Scheduler::fits_now(const Sequence& waiting) const {
   return true;
 }
 
-// Gives slots to waiting sequences, oldest first; none overtakes.
+// Where a waiting sequence may run now.
+std::optional<stage::Slot> Scheduler::free_slot(const Sequence& waiting) const {
+  auto slot = std::find(slots_.begin(), slots_.end(), false);
+  if (waiting.wanted_slot) {
+    const auto wanted = slots_.begin() + static_cast<ptrdiff_t>(*waiting.wanted_slot % slots_.size());
+    slot = *wanted ? slots_.end() : wanted;
+  }
+  if (slot == slots_.end()) return std::nullopt;
+  return static_cast<stage::Slot>(slot - slots_.begin());
+}
+
+// Gives slots to waiting sequences, oldest first; only those that wait for a certain slot are overtaken.
 void Scheduler::admit() {
   if (n_waiting() == 0) return;
   for (auto& [id, sequence] : sequences_) {
     if (sequence->slot) continue;
-    const auto slot = std::find(slots_.begin(), slots_.end(), false);
-    if (slot == slots_.end() || (n_running_ > 0 && !fits_now(*sequence))) return;
-    *slot = true;
-    sequence->slot = static_cast<stage::Slot>(slot - slots_.begin());
+    const std::optional<stage::Slot> slot = free_slot(*sequence);
+    if (!slot && sequence->wanted_slot) continue;
+    if (!slot || (n_running_ > 0 && !fits_now(*sequence))) return;
+    slots_[*slot] = true;
+    sequence->slot = slot;
     sequence->tables.assign(plan_.groups.size(), {});
     ++n_running_;
   }
@@ -233,6 +255,16 @@ std::vector<Scheduler::Chunk> Scheduler::choose() {
   return chunks;
 }
 
+// What the oldest running sequence computes next; nothing is in flight.
+Scheduler::Chunk Scheduler::oldest_chunk() {
+  const auto oldest = std::find_if(sequences_.begin(), sequences_.end(),
+                                   [](const auto& entry) { return entry.second->slot.has_value(); });
+  CARAVAN_ASSERT(oldest != sequences_.end(), "some sequence was chosen, so one runs");
+  Sequence& sequence = *oldest->second;
+  if (sequence.uses_cache && sequence.n_scheduled == 0) take_cached_prefix(sequence);
+  return {&sequence, std::min(plan_.max_rows, sequence.n_remaining())};
+}
+
 uint32_t Scheduler::rows_that_fit(const Sequence& sequence) const {
   uint64_t n_tokens = std::numeric_limits<uint32_t>::max();
   for (size_t group = 0; group < allocators_.size(); ++group) {
@@ -314,7 +346,7 @@ void Scheduler::add_outputs(ScheduledBatch& scheduled, BatchPart& part, Sequence
       outputs.push_back({first_row + i, stage::OutputKind::hidden, 0, {}});
     }
   } else if (part.reaches_end && sequence.generation->n_predict != 0) {
-    outputs.push_back(sequence.generation->sampler.need(sequence.tokens));
+    outputs.push_back(sequence.generation->sampler.need(sequence.history()));
     outputs.back().row = first_row + part.n_rows - 1;
   }
   part.n_outputs = static_cast<uint32_t>(outputs.size()) - part.first_output;
@@ -364,8 +396,13 @@ std::optional<ScheduledBatch> Scheduler::next_batch(bool nothing_in_flight) {
   std::vector<Chunk> chunks = choose();
   const bool wanted = !chunks.empty();
   reserve(chunks);
-  // Prefill goes by age and the newest are preempted first, so no sequence decodes while an older one is prefilled: the
-  // oldest running sequence is always among the chosen, takes what it needs from all others, and fits the plan alone.
+  if (chunks.empty() && wanted && nothing_in_flight) {
+    // The chosen need blocks that older ones hold which were not chosen: they decode while an older one is prefilled
+    // (that waited for its slot, or lost a part of its context).
+    chunks.push_back(oldest_chunk());
+    reserve(chunks);
+  }
+  // The oldest takes what it needs from all others, and fits the plan alone.
   CARAVAN_ASSERT(!chunks.empty() || !wanted || !nothing_in_flight, "the oldest sequence can always go on");
   if (chunks.empty() && (ops_.empty() || !nothing_in_flight)) return std::nullopt;
   ScheduledBatch scheduled;

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "engine/block_allocator.h"
@@ -57,6 +58,13 @@ class Scheduler {
   // All sequences, oldest first. A function given the sequences must not add or remove.
   const std::map<uint64_t, std::unique_ptr<Sequence>>& sequences() const { return sequences_; }
 
+  // Discards tokens [first, first + n) of a running sequence without a result in flight: what follows them moves up and
+  // is computed again. Some token is left after them.
+  void discard(Sequence& sequence, uint32_t first, uint32_t n);
+
+  // Forgets what is cached for these tokens, as far as no longer text shares it.
+  void erase_cached(std::span<const int32_t> tokens) { cache_.erase(tokens); }
+
   // The next batch: decode rows first, then prefill chunks, oldest first within each. The tokens it holds count as
   // scheduled. A batch without rows only frees blocks at the stages. nullopt: nothing to do before a result comes.
   // While something is in flight, freeing waits for the next rows, and a sequence that finds no block waits for a
@@ -83,6 +91,8 @@ class Scheduler {
   };
 
   void admit();
+  std::optional<stage::Slot> free_slot(const Sequence& waiting) const;
+  Chunk oldest_chunk();
   bool fits_now(const Sequence& waiting) const;
   std::vector<Chunk> choose();
   void take_cached_prefix(Sequence& sequence);

@@ -17,11 +17,13 @@ namespace caravan::engine {
 
 // What only a generating sequence has.
 struct Generation {
+  std::shared_ptr<const GenerateParams> params;  // as asked for, without the prompt; shared with SlotStatus
   int32_t n_predict = -1;
   int64_t max_predict_ms = -1;
   bool report_progress = false;
   Sampler sampler;
   AnswerText answer;
+  bool has_new_line = false;
 };
 
 // What only an embedding sequence has. Rows come in any order of batches and are kept by position.
@@ -46,6 +48,10 @@ struct Sequence {
   uint64_t id = 0;              // grows with every request: age
   std::vector<int32_t> tokens;  // prompt and answer
   uint32_t n_prompt = 0;
+  std::optional<uint32_t> wanted_slot;
+  // Context shifts: how many tokens left `tokens`, and prompt and answer with them, for the sampler.
+  uint32_t n_discarded = 0;
+  std::vector<int32_t> full_history;     // empty without a shift
   bool uses_cache = false;               // takes blocks of the prefix cache and leaves its own there
   std::shared_ptr<StreamState> stream;   // shared with the consumer
   std::optional<Generation> generation;  // exactly one of
@@ -66,7 +72,10 @@ struct Sequence {
 
   uint32_t n_tokens() const { return static_cast<uint32_t>(tokens.size()); }
   uint32_t n_remaining() const { return n_tokens() - n_scheduled; }
-  bool decodes() const { return generation && n_tokens() > n_prompt && n_remaining() <= 1; }
+  uint32_t n_predicted() const { return n_tokens() + n_discarded - n_prompt; }
+  bool decodes() const { return generation && n_predicted() > 0 && n_remaining() <= 1; }
+  // Prompt and answer, for the sampler: its penalties and its random stream know no shift.
+  const std::vector<int32_t>& history() const { return full_history.empty() ? tokens : full_history; }
 };
 
 }  // namespace caravan::engine

@@ -9,6 +9,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <condition_variable>
 #include <thread>
+#include <type_traits>
 
 #include "base/log.h"
 #include "http/event.h"
@@ -28,6 +29,21 @@ std::string lower(std::string_view text) {
   std::transform(result.begin(), result.end(), result.begin(),
                  [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
   return result;
+}
+
+// Whether "scheme://host[:port]" is this machine.
+bool is_local_origin(std::string_view origin) {
+  for (const std::string_view scheme : {"http://", "https://"}) {
+    if (origin.substr(0, scheme.size()) != scheme) continue;
+    std::string_view host = origin.substr(scheme.size());
+    const size_t end = host.starts_with('[') ? host.find(']') : std::string_view::npos;
+    const size_t colon = host.find(':', end == std::string_view::npos ? 0 : end);
+    const std::string_view port = colon == std::string_view::npos ? std::string_view() : host.substr(colon + 1);
+    if (!std::all_of(port.begin(), port.end(), [](char c) { return c >= '0' && c <= '9'; })) return false;
+    host = host.substr(0, colon);
+    return host == "localhost" || host == "127.0.0.1" || host == "[::1]";
+  }
+  return false;
 }
 
 // Counts while it lives.
@@ -153,7 +169,7 @@ class Server::Session : public Exchange, public std::enable_shared_from_this<Ser
  private:
   // Status line and headers, without those that say where the body ends.
   std::string start_head(const Response& response) {
-    std::string head = fmt::format("HTTP/1.1 {} {}\r\nServer: caravan\r\nContent-Type: {}\r\n", response.status,
+    std::string head = fmt::format("HTTP/1.1 {} {}\r\nServer: llama.cpp\r\nContent-Type: {}\r\n", response.status,
                                    status_text(response.status), response.content_type);
     for (const auto& [name, value] : response.headers) head += fmt::format("{}: {}\r\n", name, value);
     head += cors_headers();
@@ -164,7 +180,9 @@ class Server::Session : public Exchange, public std::enable_shared_from_this<Ser
   std::string cors_headers() const {
     const std::string_view origin = request_.header("origin");
     if (origin.empty() || server_.options_.cors_origins.empty()) return "";
-    if (server_.options_.cors_origins != "*") {
+    if (server_.options_.cors_origins == "localhost") {
+      if (!is_local_origin(origin)) return "";
+    } else if (server_.options_.cors_origins != "*") {
       const std::string list = "," + server_.options_.cors_origins + ",";
       if (list.find("," + std::string(origin) + ",") == std::string::npos) return "";
     }
@@ -312,40 +330,71 @@ Server::~Server() { stop(std::chrono::milliseconds(0)); }
 void Server::listen(const net::Endpoint& endpoint) {
   listener_ = std::make_unique<net::Listener>(io_, endpoint);
   n_tasks_.fetch_add(1);
-  net::spawn(listener_->executor(), "http listener", accept_loop());
+  net::spawn(listener_->executor(), "http listener", accept_loop(*listener_));
 }
 
-uint16_t Server::port() const { return listener_->port(); }
+void Server::listen_unix(const std::string& path) {
+  unix_listener_ = std::make_unique<net::UnixListener>(io_, path);
+  n_tasks_.fetch_add(1);
+  net::spawn(unix_listener_->executor(), "http listener", accept_loop(*unix_listener_));
+}
 
-net::awaitable<void> Server::accept_loop() {
-  while (std::unique_ptr<net::TcpConnection> connection = co_await listener_->accept()) {
-    size_t open;
-    {
-      const std::lock_guard lock(mutex_);
-      open = sessions_.size();
-    }
-    if (open >= options_.max_connections) {
-      spdlog::warn("http: refused {}: {} connections are open, the most allowed", connection->peer(), open);
-      continue;
-    }
-    const net::Executor executor = connection->executor();
-    auto session = std::make_shared<Session>(*this, std::move(connection));
-    const auto keep = [](std::shared_ptr<Session> self, bool reads) -> net::awaitable<void> {
-      if (reads) {
-        co_await self->read_loop();
-      } else {
-        co_await self->serve_loop();
+uint16_t Server::port() const { return listener_ ? listener_->port() : 0; }
+
+template <typename Listener>
+net::awaitable<void> Server::accept_loop(Listener& listener) {
+  while (auto connection = co_await listener.accept()) {
+    if constexpr (std::is_same_v<Listener, net::Listener>) {
+      if (options_.certificate) {
+        const net::Executor executor = connection->executor();
+        n_tasks_.fetch_add(1);
+        net::spawn(executor, "http handshake", serve_tls(std::move(connection)));
+        continue;
       }
-    };
-    net::spawn(executor, "http reader", keep(session, true));
-    net::spawn(executor, "http session", keep(session, false));
+    }
+    serve(std::move(connection));
   }
   n_tasks_.fetch_sub(1);
 }
 
+net::awaitable<void> Server::serve_tls(std::unique_ptr<net::TcpConnection> connection) {
+  constexpr auto kTimeout = std::chrono::seconds(4);  // less than stop() waits
+  try {
+    std::unique_ptr<net::Connection> secured = co_await options_.certificate->accept(std::move(connection), kTimeout);
+    if (!stopping_.load()) serve(std::move(secured));
+  } catch (const net::ConnectionError& error) {
+    spdlog::debug("{}", error.what());
+  }
+  n_tasks_.fetch_sub(1);
+}
+
+void Server::serve(std::unique_ptr<net::Connection> connection) {
+  size_t open;
+  {
+    const std::lock_guard lock(mutex_);
+    open = sessions_.size();
+  }
+  if (open >= options_.max_connections) {
+    spdlog::warn("http: refused {}: {} connections are open, the most allowed", connection->peer(), open);
+    return;
+  }
+  const net::Executor executor = connection->executor();
+  auto session = std::make_shared<Session>(*this, std::move(connection));
+  const auto keep = [](std::shared_ptr<Session> self, bool reads) -> net::awaitable<void> {
+    if (reads) {
+      co_await self->read_loop();
+    } else {
+      co_await self->serve_loop();
+    }
+  };
+  net::spawn(executor, "http reader", keep(session, true));
+  net::spawn(executor, "http session", keep(session, false));
+}
+
 void Server::stop(std::chrono::milliseconds grace) {
-  if (!listener_ || stopping_.exchange(true)) return;
-  boost::asio::post(listener_->executor(), [this] { listener_->close(); });
+  if (stopping_.exchange(true)) return;
+  if (listener_) boost::asio::post(listener_->executor(), [this] { listener_->close(); });
+  if (unix_listener_) boost::asio::post(unix_listener_->executor(), [this] { unix_listener_->close(); });
   const auto close_all = [this](bool now) {
     std::vector<std::shared_ptr<Session>> alive;  // released after the lock: a session's destructor takes it
     {

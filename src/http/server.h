@@ -1,5 +1,6 @@
 // The HTTP/1.1 server: accepts connections, parses requests within limits, runs handlers, keeps connections alive.
-// A connection costs no thread. Beast parses; heads and chunks are written by hand.
+// Over TCP, TLS or Unix domain sockets. A connection costs no thread. Beast parses; heads and chunks are written by
+// hand.
 #pragma once
 
 #include <atomic>
@@ -15,6 +16,8 @@
 #include "http/router.h"
 #include "net/connection.h"
 #include "net/listener.h"
+#include "net/tls.h"
+#include "net/unix_socket.h"
 
 namespace caravan::http {
 
@@ -28,9 +31,11 @@ struct ServerOptions {
   std::function<std::optional<Response>(const Request&)> guard;
   // The response for what a handler, the router or the parser threw.
   std::function<Response(std::exception_ptr)> error_response;
-  // Access-Control-Allow-Origin: "*" reflects the request's origin; "" sends no CORS headers; otherwise a comma list of
-  // origins of which the request's is reflected.
+  // Access-Control-Allow-Origin: "*" reflects the request's origin; "" sends no CORS headers; "localhost" reflects
+  // those of this machine, any port; otherwise a comma list of origins of which the request's is reflected.
   std::string cors_origins = "*";
+  // Set: TCP connections speak TLS.
+  std::shared_ptr<const net::TlsCertificate> certificate;  // shared with handshakes under way
 };
 
 class Server {
@@ -42,10 +47,15 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // Binds and starts to accept. Throws SystemError or RequestError naming the endpoint.
+  // Binds and starts to accept, once. Throws SystemError or RequestError naming the endpoint.
   void listen(const net::Endpoint& endpoint);
-  // The port bound to.
+  // The same on the path of a Unix domain socket.
+  void listen_unix(const std::string& path);
+  // The port bound to; 0 on a Unix domain socket.
   uint16_t port() const;
+
+  // Serves a connection that was made elsewhere, on its own executor, until it ends.
+  void serve(std::unique_ptr<net::Connection> connection);
 
   // Accepts no more connections, lets running exchanges finish for at most grace, closes what is left.
   void stop(std::chrono::milliseconds grace);
@@ -55,12 +65,15 @@ class Server {
 
  private:
   class Session;
-  net::awaitable<void> accept_loop();
+  template <typename Listener>
+  net::awaitable<void> accept_loop(Listener& listener);
+  net::awaitable<void> serve_tls(std::unique_ptr<net::TcpConnection> connection);
 
   net::IoThreads& io_;
   const Router& router_;
   const ServerOptions options_;
-  std::unique_ptr<net::Listener> listener_;
+  std::unique_ptr<net::Listener> listener_;           // at most one
+  std::unique_ptr<net::UnixListener> unix_listener_;  // of these two
   std::atomic<bool> stopping_{false};
   std::atomic<size_t> active_exchanges_{0};
   mutable std::mutex mutex_;  // guards sessions_

@@ -45,7 +45,15 @@ std::vector<TensorDecl> tensors(const Hyperparameters& hp) {
     d.linear("ffn_down", hp.n_ff[layer], hp.n_embd, 0);
     norm("layer_output_norm");
   }
-  return d.release();
+  std::vector<TensorDecl> decls = d.release();
+  // The classifier of rerankers: no part of the graph, the server applies it to the pooled row.
+  for (const char* name : {"cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias"}) {
+    TensorDecl& classifier = decls.emplace_back();
+    classifier.name = name;
+    classifier.scope = TensorDecl::Scope::output;
+    classifier.presence = TensorDecl::Presence::unused;
+  }
+  return decls;
 }
 
 // One group without a cache: rows see their own sequence within the batch.

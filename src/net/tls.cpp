@@ -98,10 +98,13 @@ void configure(ssl::context& context, Key& key) {
   SSL_CTX_set_mode(native, SSL_MODE_RELEASE_BUFFERS);
 }
 
+// Whom a handshake trusts.
+enum class Trust { token, anyone };
+
 class TlsConnection : public Connection {
  public:
-  TlsConnection(Socket socket, ssl::context& context, std::string peer)
-      : executor_(socket.get_executor()), stream_(std::move(socket), context), peer_(std::move(peer)) {}
+  TlsConnection(Socket socket, ssl::context& context, std::string peer, Trust trust)
+      : executor_(socket.get_executor()), stream_(std::move(socket), context), peer_(std::move(peer)), trust_(trust) {}
 
   Executor executor() const override { return executor_; }
   const std::string& peer() const override { return peer_; }
@@ -157,7 +160,7 @@ class TlsConnection : public Connection {
     co_await stream_.async_handshake(type, asio::redirect_error(asio::use_awaitable, code));
     if (code) throw handshake_error(code);
     // With a PSK the handshake is a resumption; anything else would be a peer without the token.
-    if (SSL_session_reused(stream_.native_handle()) != 1)
+    if (trust_ == Trust::token && SSL_session_reused(stream_.native_handle()) != 1)
       throw ConnectionError(Kind::token_differs, fmt::format("{}: the TLS handshake did not use the token", peer_));
   }
 
@@ -166,6 +169,8 @@ class TlsConnection : public Connection {
  private:
   ConnectionError handshake_error(const boost::system::error_code& code) const {
     if (code.category() != asio::error::get_ssl_category()) return connection_error(peer_, code, closed_);
+    if (trust_ == Trust::anyone)
+      return {Kind::lost, fmt::format("{}: the TLS handshake failed: {}", peer_, code.message())};
     switch (ERR_GET_REASON(static_cast<unsigned long>(code.value()))) {
       case SSL_R_BINDER_DOES_NOT_VERIFY:
       case SSL_R_SSLV3_ALERT_ILLEGAL_PARAMETER:
@@ -185,9 +190,35 @@ class TlsConnection : public Connection {
   Executor executor_;
   ssl::stream<Socket> stream_;
   std::string peer_;
+  const Trust trust_;
   bool closed_ = false;
   bool write_failed_ = false;
 };
+
+awaitable<std::unique_ptr<Connection>> handshake(std::unique_ptr<TcpConnection> tcp, ssl::context& context,
+                                                 ssl::stream_base::handshake_type type, Trust trust, Duration timeout) {
+  const std::string peer = tcp->peer();
+  auto connection = std::make_unique<TlsConnection>(tcp->release(), context, peer, trust);
+  std::exception_ptr failure;
+  {
+    Deadline deadline(*connection, timeout);
+    try {
+      co_await connection->handshake(type);
+    } catch (const ConnectionError& error) {
+      if (deadline.expired())
+        throw ConnectionError(Kind::timed_out, fmt::format("{}: no TLS handshake within {:.1f} s", peer,
+                                                           std::chrono::duration<double>(timeout).count()));
+      failure = std::current_exception();
+    }
+  }
+  if (failure) {
+    // The alert that tells the other side why must not be lost to a reset.
+    TcpConnection rest(std::move(connection->socket()));
+    co_await close_gently(rest, std::chrono::milliseconds(500));
+    std::rethrow_exception(failure);
+  }
+  co_return connection;
+}
 
 }  // namespace
 
@@ -201,31 +232,6 @@ struct TlsPsk::State {
   }
   Key key;
   ssl::context client, server;
-
-  static awaitable<std::unique_ptr<Connection>> handshake(std::unique_ptr<TcpConnection> tcp, ssl::context& context,
-                                                          ssl::stream_base::handshake_type type, Duration timeout) {
-    const std::string peer = tcp->peer();
-    auto connection = std::make_unique<TlsConnection>(tcp->release(), context, peer);
-    std::exception_ptr failure;
-    {
-      Deadline deadline(*connection, timeout);
-      try {
-        co_await connection->handshake(type);
-      } catch (const ConnectionError& error) {
-        if (deadline.expired())
-          throw ConnectionError(Kind::timed_out, fmt::format("{}: no TLS handshake within {:.1f} s", peer,
-                                                             std::chrono::duration<double>(timeout).count()));
-        failure = std::current_exception();
-      }
-    }
-    if (failure) {
-      // The alert that tells the other side why must not be lost to a reset.
-      TcpConnection rest(std::move(connection->socket()));
-      co_await close_gently(rest, std::chrono::milliseconds(500));
-      std::rethrow_exception(failure);
-    }
-    co_return connection;
-  }
 };
 
 TlsPsk::TlsPsk(std::string_view token) {
@@ -236,11 +242,41 @@ TlsPsk::TlsPsk(std::string_view token) {
 TlsPsk::~TlsPsk() = default;
 
 awaitable<std::unique_ptr<Connection>> TlsPsk::connect(std::unique_ptr<TcpConnection> tcp, Duration timeout) const {
-  return State::handshake(std::move(tcp), state_->client, ssl::stream_base::client, timeout);
+  return handshake(std::move(tcp), state_->client, ssl::stream_base::client, Trust::token, timeout);
 }
 
 awaitable<std::unique_ptr<Connection>> TlsPsk::accept(std::unique_ptr<TcpConnection> tcp, Duration timeout) const {
-  return State::handshake(std::move(tcp), state_->server, ssl::stream_base::server, timeout);
+  return handshake(std::move(tcp), state_->server, ssl::stream_base::server, Trust::token, timeout);
+}
+
+struct TlsCertificate::State {
+  ssl::context context{ssl::context::tls_server};
+};
+
+TlsCertificate::TlsCertificate(const std::string& certificate_file, const std::string& key_file)
+    : state_(std::make_unique<State>()) {
+  ssl::context& context = state_->context;
+  const auto check = [](const char* what, const std::string& file, const boost::system::error_code& code) {
+    if (code) throw RequestError(fmt::format("{} '{}': {}", what, file, code.message()));
+  };
+  boost::system::error_code code;
+  context.use_certificate_chain_file(certificate_file, code);
+  check("the TLS certificate", certificate_file, code);
+  context.use_private_key_file(key_file, ssl::context::pem, code);
+  check("the TLS private key", key_file, code);
+  SSL_CTX* native = context.native_handle();
+  if (SSL_CTX_check_private_key(native) != 1)
+    throw RequestError(
+        fmt::format("the TLS private key '{}' does not belong to the certificate '{}'", key_file, certificate_file));
+  CARAVAN_ASSERT(SSL_CTX_set_min_proto_version(native, TLS1_2_VERSION) == 1, "OpenSSL 3 has TLS 1.2");
+  SSL_CTX_set_mode(native, SSL_MODE_RELEASE_BUFFERS);
+}
+
+TlsCertificate::~TlsCertificate() = default;
+
+awaitable<std::unique_ptr<Connection>> TlsCertificate::accept(std::unique_ptr<TcpConnection> tcp,
+                                                              Duration timeout) const {
+  return handshake(std::move(tcp), state_->context, ssl::stream_base::server, Trust::anyone, timeout);
 }
 
 awaitable<void> refuse_tls(std::unique_ptr<TcpConnection> tcp, Duration timeout) {

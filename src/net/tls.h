@@ -1,8 +1,10 @@
-// TLS 1.3 with a key derived from a shared token (external PSK, psk_dhe_ke). No certificates: who has the token is
-// trusted, nobody else gets past the handshake. Specification: docs/protocol.md.
+// TLS in two forms. Between our own programs: TLS 1.3 with a key derived from a shared token (external PSK,
+// psk_dhe_ke), no certificates; who has the token is trusted, nobody else gets past the handshake (docs/protocol.md).
+// For HTTP: TLS 1.2 or 1.3 with the certificate of a server, as browsers expect.
 #pragma once
 
 #include <memory>
+#include <string>
 #include <string_view>
 
 #include "net/connection.h"
@@ -23,6 +25,25 @@ class TlsPsk {
   // Make a connected TCP connection a TLS one, as the side that connected or the one that accepted; within timeout.
   // Throw ConnectionError: token_differs, peer_has_no_token, timed_out, lost.
   awaitable<std::unique_ptr<Connection>> connect(std::unique_ptr<TcpConnection> tcp, Duration timeout) const;
+  awaitable<std::unique_ptr<Connection>> accept(std::unique_ptr<TcpConnection> tcp, Duration timeout) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// A server's certificate and private key. Const after construction; outlives its connections.
+class TlsCertificate {
+ public:
+  // Reads PEM files: the certificate chain and the private key, which must belong to it. Throws RequestError naming the
+  // file.
+  TlsCertificate(const std::string& certificate_file, const std::string& key_file);
+  ~TlsCertificate();
+  TlsCertificate(const TlsCertificate&) = delete;
+  TlsCertificate& operator=(const TlsCertificate&) = delete;
+
+  // Makes an accepted TCP connection a TLS one, within timeout. Throws ConnectionError: timed_out, lost (also when the
+  // client speaks no TLS).
   awaitable<std::unique_ptr<Connection>> accept(std::unique_ptr<TcpConnection> tcp, Duration timeout) const;
 
  private:

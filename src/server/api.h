@@ -10,6 +10,7 @@
 #include "engine/request.h"
 #include "http/router.h"
 #include "http/server.h"
+#include "server/ranking_head.h"
 #include "vocab/vocabulary.h"
 
 namespace caravan::server {
@@ -25,6 +26,7 @@ struct ModelFacts {
   bool causal = true;                               // false: an encoder, which embeds but does not generate
   engine::Pooling pooling = engine::Pooling::mean;  // for embeddings
   int64_t created = 0;                              // seconds since 1970, when the server started
+  std::optional<RankingHead> ranking_head;          // unset: /rerank answers 501
 
   // The name under which clients see the model: the alias, else the path.
   const std::string& id() const { return aliases.empty() ? path : aliases.front(); }
@@ -36,6 +38,12 @@ struct ApiSettings {
   engine::SamplingParams sampling;    // defaults of requests
   int32_t n_predict = -1;             // default and upper limit of requests; negative: none
   bool cache_prompt = true;           // default of requests
+  int32_t n_keep = 0;                 // default of requests: tokens that stay when the context shifts, -1: the prompt
+  bool slots_endpoint = true;         // GET /slots
+  bool props_endpoint = false;        // POST /props
+  std::optional<std::string> slot_save_path;  // the folder of saved slots; unset: POST /slots answers 501
+  uint32_t n_batch = 2048;            // -b: what /infill makes its prompts fit
+  bool spm_infill = false;            // /infill puts the suffix first
   bool embeddings_only = false;       // --embeddings: generation answers 501
   bool web_page = true;               // --no-ui: no chat page at /
 };
@@ -64,6 +72,10 @@ void add_completion_routes(http::Router& router, const Api& api, const std::stri
 void add_openai_completion_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_embedding_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_tokenizer_routes(http::Router& router, const Api& api, const std::string& prefix);
+void add_slot_routes(http::Router& router, const Api& api, const std::string& prefix);
+void add_infill_routes(http::Router& router, const Api& api, const std::string& prefix);
+void add_rerank_routes(http::Router& router, const Api& api, const std::string& prefix);
+void add_administration_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_introspection_routes(http::Router& router, const Api& api, const std::string& prefix);
 
 // The chat page: the files of web/ under prefix, index.html also at prefix + "/".

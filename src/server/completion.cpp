@@ -1,4 +1,6 @@
 // POST /completion and /completions: llama-server's native generation endpoint, as JSON or as server-sent events.
+#include "server/completion.h"
+
 #include <fmt/format.h>
 
 #include "server/api.h"
@@ -18,19 +20,19 @@ Json steps_json(std::span<const engine::StepProbabilities> steps, const vocab::V
   return list;
 }
 
-Json partial_event(const Answer& answer) {
+Json partial_event(const Answer& answer, uint32_t slot) {
   return {{"index", answer.index},
           {"content", ""},
           {"tokens", Json::array()},
           {"stop", false},
-          {"id_slot", -1},
+          {"id_slot", slot},
           {"tokens_predicted", answer.tokens.size()},
           {"tokens_evaluated", answer.prompt.size()}};
 }
 
 Json token_event(const Answer& answer, const engine::TokenEvent& event, const CompletionParams& params,
                  const Api& api) {
-  Json json = partial_event(answer);
+  Json json = partial_event(answer, event.slot);
   json["content"] = event.text;
   json["tokens"] = event.tokens;
   if (!event.probabilities.empty()) json["completion_probabilities"] = steps_json(event.probabilities, api.vocabulary);
@@ -39,7 +41,7 @@ Json token_event(const Answer& answer, const engine::TokenEvent& event, const Co
 }
 
 Json progress_event(const Answer& answer, const engine::ProgressEvent& event) {
-  Json json = partial_event(answer);
+  Json json = partial_event(answer, event.slot);
   json["prompt_progress"] = {{"total", event.n_prompt_tokens},
                              {"cache", event.n_cached},
                              {"processed", event.n_computed},
@@ -53,7 +55,7 @@ Json final_event(const Answer& answer, const engine::FinalEvent& event, const Co
   Json json = {{"index", answer.index},
                {"content", params.stream ? "" : answer.content},
                {"tokens", params.return_tokens && !params.stream ? Json(answer.tokens) : Json::array()},
-               {"id_slot", -1},
+               {"id_slot", event.slot},
                {"stop", true},
                {"model", api.model.id()},
                {"tokens_predicted", event.timings.predicted_n},
@@ -140,7 +142,15 @@ net::awaitable<void> post_completion(http::Exchange& exchange, const Api& api) {
   if (prompt == nullptr)
     throw RequestError("Field 'prompt': missing; expected a string, token ids, or an array of prompts");
   const CompletionParams params = parse_completion(body, api);
-  Generation generation = submit(api, params, parse_prompts(*prompt, "prompt", api.vocabulary));
+  std::vector<Prompt> prompts = parse_prompts(*prompt, "prompt", api.vocabulary);
+  co_await complete(exchange, api, params, std::move(prompts));
+}
+
+}  // namespace
+
+net::awaitable<void> complete(http::Exchange& exchange, const Api& api, const CompletionParams& params,
+                              std::vector<Prompt> prompts) {
+  Generation generation = submit(api, params, std::move(prompts));
   StreamReader reader(exchange, std::move(generation.streams));
   if (params.stream) {
     co_await answer_streaming(exchange, reader, generation.answers, params, api);
@@ -148,8 +158,6 @@ net::awaitable<void> post_completion(http::Exchange& exchange, const Api& api) {
     co_await answer_whole(exchange, reader, generation.answers, params, api);
   }
 }
-
-}  // namespace
 
 void add_completion_routes(http::Router& router, const Api& api, const std::string& prefix) {
   for (const char* path : {"/completion", "/completions"})

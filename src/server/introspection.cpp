@@ -89,8 +89,8 @@ http::Response props(const Api& api) {
        {"model_path", api.model.path},
        {"model_ftype", api.model.file_type},
        {"modalities", {{"vision", false}, {"video", false}, {"audio", false}}},
-       {"endpoint_slots", false},
-       {"endpoint_props", false},
+       {"endpoint_slots", api.settings.slots_endpoint},
+       {"endpoint_props", api.settings.props_endpoint},
        {"endpoint_metrics", true},
        {"chat_template", api.vocabulary.chat_template().value_or("")},
        {"bos_token", token_text(api.vocabulary, api.vocabulary.bos())},
@@ -146,16 +146,7 @@ constexpr std::pair<const char*, const char*> kUnsupported[] = {
     {"POST", "/v1/messages/count_tokens"},
     {"POST", "/v1/responses"},
     {"POST", "/responses"},
-    {"POST", "/infill"},
-    {"POST", "/rerank"},
-    {"POST", "/reranking"},
-    {"POST", "/v1/rerank"},
-    {"POST", "/v1/reranking"},
     {"POST", "/apply-template"},
-    {"GET", "/slots"},
-    {"POST", "/props"},
-    {"GET", "/lora-adapters"},
-    {"POST", "/lora-adapters"},
 };
 
 using Page = http::Response (*)(const Api&);

@@ -15,7 +15,7 @@ constexpr int kMaxDepth = 64;
 
 }  // namespace
 
-Json parse_object(std::string_view body) {
+Json parse_json(std::string_view body) {
   bool too_deep = false;
   const auto limit_depth = [&](int depth, nlohmann::detail::parse_event_t, Json&) {
     too_deep = too_deep || depth > kMaxDepth;
@@ -28,6 +28,11 @@ Json parse_object(std::string_view body) {
     throw RequestError(std::string("the request body is not valid JSON: ") + error.what());
   }
   if (too_deep) throw RequestError(fmt::format("the request body is nested deeper than {} levels", kMaxDepth));
+  return value;
+}
+
+Json parse_object(std::string_view body) {
+  Json value = parse_json(body);
   if (!value.is_object())
     throw RequestError(fmt::format("the request body must be a JSON object, found {}", value.type_name()));
   return value;

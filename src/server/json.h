@@ -17,6 +17,9 @@ using Json = nlohmann::ordered_json;
 // nesting.
 Json parse_object(std::string_view body);
 
+// As parse_object(), for a body that may hold any JSON value.
+Json parse_json(std::string_view body);
+
 // One line of JSON; invalid UTF-8 becomes U+FFFD.
 std::string to_text(const Json& value);
 

@@ -22,7 +22,6 @@ struct UnsupportedField {
 bool is_zero(const Json& v) { return v.is_number() && v.get<double>() == 0; }
 bool is_empty(const Json& v) { return v.empty() || (v.is_string() && v.get_ref<const std::string&>().empty()); }
 bool is_false(const Json& v) { return v.is_boolean() && !v.get<bool>(); }
-bool is_negative(const Json& v) { return v.is_number() && v.get<double>() < 0; }
 
 bool is_text_format(const Json& v) {
   return is_empty(v) || (v.is_object() && v.contains("type") && v["type"] == "text");
@@ -34,7 +33,6 @@ const std::vector<UnsupportedField>& unsupported_fields() {
       {"json_schema", is_empty},
       {"response_format", is_text_format},
       {"lora", is_empty},
-      {"id_slot", is_negative},
       {"n_cache_reuse", is_zero},
       {"backend_sampling", is_false},
       {"grammar_lazy", is_false},
@@ -284,6 +282,10 @@ CompletionParams parse_completion(const Json& body, const Api& api) {
   params.generate.report_progress = params.stream && find_bool(body, "return_progress").value_or(false);
   params.generate.n_indent = integer_within(body, "n_indent", 0, 0, ">= 0");
   params.generate.max_predict_ms = find_integer(body, "t_max_predict_ms").value_or(-1);
+  const int32_t slot = integer_within(body, "id_slot", -1, -1, "-1 (any) or the number of a slot");
+  if (slot >= 0) params.generate.slot = static_cast<uint32_t>(slot);
+  params.generate.n_keep = integer_within(body, "n_keep", api.settings.n_keep, -1, ">= -1");
+  params.generate.n_discard = integer_within(body, "n_discard", 0, 0, ">= 0");
   if (const Json* value = find_field(body, "response_fields"))
     params.response_fields = text_list(*value, "response_fields");
 
@@ -334,6 +336,8 @@ Json generation_settings(const engine::GenerateParams& params, bool stream, uint
           {"stop", params.stop},
           {"max_tokens", params.n_predict},
           {"n_predict", params.n_predict},
+          {"n_keep", params.n_keep},
+          {"n_discard", params.n_discard},
           {"ignore_eos", p.ignore_eos},
           {"stream", stream},
           {"logit_bias", biases},

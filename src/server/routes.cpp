@@ -54,6 +54,13 @@ std::string_view sent_key(const http::Request& request) {
   return value;
 }
 
+bool is_form(const http::Request& request) {
+  constexpr std::string_view kForm = "multipart/";
+  const std::string_view type = request.header("content-type").substr(0, kForm.size());
+  return std::equal(type.begin(), type.end(), kForm.begin(), kForm.end(),
+                    [](char a, char b) { return (a >= 'A' && a <= 'Z' ? a + 32 : a) == b; });
+}
+
 // In time that does not depend on where the texts differ.
 bool same_key(std::string_view a, std::string_view b) {
   return a.size() == b.size() && CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0;
@@ -66,6 +73,10 @@ void add_routes(http::Router& router, const Api& api, const std::string& prefix)
   add_openai_completion_routes(router, api, prefix);
   add_embedding_routes(router, api, prefix);
   add_tokenizer_routes(router, api, prefix);
+  add_slot_routes(router, api, prefix);
+  add_infill_routes(router, api, prefix);
+  add_rerank_routes(router, api, prefix);
+  add_administration_routes(router, api, prefix);
   add_introspection_routes(router, api, prefix);
   if (api.settings.web_page) add_web_routes(router, prefix);
 }
@@ -82,11 +93,12 @@ std::function<std::optional<http::Response>(const http::Request&)> make_guard(co
     if (is_one_of(request.path, {"/health", "/v1/health", "/livez"}) || web.contains(request.path)) return std::nullopt;
     if (api.engine.status().state == engine::EngineStatus::State::loading)
       return response_of(error_body(503, "unavailable_error", "Loading model"));
-    if (api.settings.api_keys.empty() || is_one_of(request.path, {"/models", "/v1/models"})) return std::nullopt;
-    bool known = false;
+    bool known = api.settings.api_keys.empty() || is_one_of(request.path, {"/models", "/v1/models"});
     for (const std::string& key : api.settings.api_keys) known = same_key(sent_key(request), key) || known;
-    if (known) return std::nullopt;
-    return response_of(error_body(401, "authentication_error", "Invalid API Key"));
+    if (!known) return response_of(error_body(401, "authentication_error", "Invalid API Key"));
+    if (is_form(request))
+      return response_of(error_body(501, "not_supported_error", "multipart forms are not supported: send JSON"));
+    return std::nullopt;
   };
 }
 

@@ -353,7 +353,9 @@ void FakePipeline::wake() {
   changed_.notify_all();
 }
 
-std::unique_ptr<const vocab::Vocabulary> make_vocabulary() {
+namespace {
+
+std::unique_ptr<const vocab::Vocabulary> vocabulary_with(const std::vector<const char*>& fim_names) {
   constexpr int32_t kNormal = 1, kUnknown = 2, kControl = 3, kByte = 6;
   std::vector<std::string> texts = {"<unk>", "<s>", "</s>"};
   std::vector<int32_t> types = {kUnknown, kControl, kControl};
@@ -366,6 +368,12 @@ std::unique_ptr<const vocab::Vocabulary> make_vocabulary() {
     types.push_back(kNormal);
   }
   gguf::Metadata metadata("test vocabulary");
+  if (!fim_names.empty()) metadata.set("tokenizer.ggml.add_space_prefix", gguf::Value::of(false));
+  for (const std::string name : fim_names) {
+    metadata.set("tokenizer.ggml." + name + "_token_id", gguf::Value::of(static_cast<uint32_t>(texts.size())));
+    texts.push_back("<" + name + ">");
+    types.push_back(kControl);
+  }
   metadata.set("tokenizer.ggml.model", gguf::Value::of("llama"));
   metadata.set("tokenizer.ggml.scores", gguf::Value::of(std::vector<float>(texts.size(), 0.0f)));
   metadata.set("tokenizer.ggml.tokens", gguf::Value::of(std::move(texts)));
@@ -374,6 +382,14 @@ std::unique_ptr<const vocab::Vocabulary> make_vocabulary() {
   metadata.set("tokenizer.ggml.eos_token_id", gguf::Value::of(uint32_t{2}));
   metadata.set("tokenizer.ggml.unknown_token_id", gguf::Value::of(uint32_t{0}));
   return vocab::Vocabulary::load(metadata);
+}
+
+}  // namespace
+
+std::unique_ptr<const vocab::Vocabulary> make_vocabulary() { return vocabulary_with({}); }
+
+std::unique_ptr<const vocab::Vocabulary> make_fim_vocabulary() {
+  return vocabulary_with({"fim_pre", "fim_suf", "fim_mid", "fim_rep", "fim_sep"});
 }
 
 }  // namespace caravan::engine::test

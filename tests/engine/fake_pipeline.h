@@ -118,10 +118,14 @@ class FakePipeline : public Pipeline {
 
 // A SentencePiece vocabulary: <unk>, <s>, </s>, the 256 byte tokens (3 + byte), then " a", " b", "ab", "the end".
 std::unique_ptr<const vocab::Vocabulary> make_vocabulary();
+// The same with the tokens for filling in the middle: kFimPre and the ones after it.
+std::unique_ptr<const vocab::Vocabulary> make_fim_vocabulary();
 constexpr int32_t kEos = 2;
 constexpr int32_t kFirstByte = 3;
 constexpr int32_t kPieceA = 259, kPieceB = 260, kPieceAB = 261, kPieceTheEnd = 262;
 constexpr uint32_t kVocabularySize = 263;
+constexpr int32_t kFimPre = 263, kFimSuf = 264, kFimMid = 265, kFimRep = 266, kFimSep = 267;
+constexpr uint32_t kFimVocabularySize = 268;
 inline int32_t byte_token(char byte) { return kFirstByte + static_cast<uint8_t>(byte); }
 
 }  // namespace caravan::engine::test

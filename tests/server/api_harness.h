@@ -111,8 +111,9 @@ class FakeExchange : public http::Exchange {
 // A causal model of 263 tokens (see engine/fake_pipeline.h) with a context of 256; or groups as given.
 class ApiTest : public ::testing::Test {
  protected:
-  explicit ApiTest(std::vector<engine::GroupLimits> groups = {engine::test::full_group(64)})
-      : vocabulary_(engine::test::make_vocabulary()),
+  explicit ApiTest(std::vector<engine::GroupLimits> groups = {engine::test::full_group(64)},
+                   std::unique_ptr<const vocab::Vocabulary> vocabulary = engine::test::make_vocabulary())
+      : vocabulary_(std::move(vocabulary)),
         engine_(pipeline_, *vocabulary_),
         api_{engine_, *vocabulary_, facts(groups), {}},
         plan_(engine::test::make_plan(groups)),

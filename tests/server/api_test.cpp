@@ -113,10 +113,8 @@ TEST_F(ApiReady, AnswersUnknownPathsAndMethods) {
 }
 
 TEST_F(ApiReady, AnswersWhatItDoesNotSupportWith501) {
-  for (const char* path : {"/v1/chat/completions", "/v1/messages", "/v1/responses", "/infill", "/rerank",
-                           "/apply-template", "/props", "/lora-adapters"})
+  for (const char* path : {"/v1/chat/completions", "/v1/messages", "/v1/responses", "/apply-template"})
     expect_error(post(path, Json::object()), 501, "not_supported_error", {path});
-  expect_error(get("/slots"), 501, "not_supported_error", {"/slots"});
 }
 
 TEST_F(ApiReady, CompletesAPrompt) {

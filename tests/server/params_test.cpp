@@ -246,7 +246,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Unsupported{"json_schema", "{}", "{\"type\": \"object\"}"},
                       Unsupported{"response_format", "{}", "{\"type\": \"json_object\"}"},
                       Unsupported{"response_format", "{\"type\": \"text\"}", "{\"type\": \"json_schema\"}"},
-                      Unsupported{"lora", "[]", "[{\"id\": 0, \"scale\": 1}]"}, Unsupported{"id_slot", "-1", "0"},
+                      Unsupported{"lora", "[]", "[{\"id\": 0, \"scale\": 1}]"},
                       Unsupported{"n_cache_reuse", "0", "256"}, Unsupported{"backend_sampling", "false", "true"},
                       Unsupported{"grammar_lazy", "false", "true"},
                       Unsupported{"grammar_triggers", "[]", "[{\"type\": 1}]"}, Unsupported{"echo", "false", "true"},
