@@ -1,5 +1,8 @@
 // docs/openapi.yaml: a valid document, whose schemas the server's real answers match.
 import assert from 'node:assert/strict';
+import { mkdtemp } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 
 import SwaggerParser from '@apidevtools/swagger-parser';
@@ -16,7 +19,9 @@ const short = { max_tokens: 6, seed: 1 };
 // Requests that the document allows: what, where, with which body. Endpoints that the server lacks answer 501, in the documented form.
 const requests = [
   ['get', '/health'], ['get', '/v1/health'], ['get', '/livez'], ['get', '/models'], ['get', '/v1/models'],
-  ['get', '/props'], ['post', '/props'], ['get', '/slots'], ['get', '/metrics'],
+  ['get', '/props'], ['post', '/props', {}], ['get', '/slots'], ['get', '/metrics'],
+  ['post', '/slots/0?action=save', { filename: 'slot' }], ['post', '/slots/1?action=restore', { filename: 'slot' }],
+  ['post', '/slots/1?action=erase', {}],
   ['get', '/lora-adapters'], ['post', '/lora-adapters', []],
   ...['/completion', '/completions'].flatMap((path) => [
     ['post', path, { prompt, n_predict: 4 }],
@@ -64,11 +69,14 @@ let document, server, ajv;
 
 before(async () => {
   document = await SwaggerParser.validate(`${root}docs/openapi.yaml`);
-  server = await startServer();
+  server = await startServer('--slot-save-path', await mkdtemp(join(tmpdir(), 'caravan-slots-')));
   ajv = new Ajv({ strict: false, allErrors: true });
   addFormats(ajv);
 });
 after(() => server?.stop());
+
+// The path of the document that a request's path is of.
+const template = (path) => path.replace(/\?.*/, '').replace(/\/\d+$/, '/{id}');
 
 function check(schema, value, what) {
   const ok = ajv.validate(schema, value);
@@ -86,7 +94,7 @@ async function exchange(method, path, body) {
 }
 
 function checkAnswer(method, path, { status, type, text }) {
-  const { responses } = document.paths[path][method];
+  const { responses } = document.paths[template(path)][method];
   const described = responses[status] ?? responses.default;
   assert.ok(described, `${method} ${path} answered ${status}, which is not described: ${text}`);
   const content = described.content[type];
@@ -97,14 +105,14 @@ function checkAnswer(method, path, { status, type, text }) {
 }
 
 test('every operation is asked for', () => {
-  const asked = new Set(requests.map(([method, path]) => `${method} ${path}`));
+  const asked = new Set(requests.map(([method, path]) => `${method} ${template(path)}`));
   for (const [path, item] of Object.entries(document.paths))
     for (const method of Object.keys(item)) assert.ok(asked.has(`${method} ${path}`), `${method} ${path} is not`);
 });
 
 for (const [method, path, body] of requests) {
   test(`${method} ${path} ${body ? JSON.stringify(body).slice(0, 60) : ''}`, async () => {
-    const operation = document.paths[path]?.[method];
+    const operation = document.paths[template(path)]?.[method];
     assert.ok(operation, `${method} ${path} is not described`);
     if (operation.requestBody) check(operation.requestBody.content['application/json'].schema, body, 'the request');
     const answer = await exchange(method, path, body);
