@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "base/error.h"
 #include "gguf/reader.h"
@@ -112,6 +113,94 @@ TEST(Hyperparameters, ComputeYarnFactors) {
   hp = find_arch("llama").read(m);
   // m(s, 1) / m(s, 0.5) over the factor that rope applies itself, m(s, 1).
   EXPECT_FLOAT_EQ(hp.rope.attn_factor, 1 / (0.1f * 0.5f * std::log(4.0f) + 1));
+}
+
+// The same keys for another architecture.
+gguf::Metadata as_arch(const std::string& arch) {
+  gguf::Metadata m("test.gguf");
+  for (const auto& [key, value] : llama_metadata().entries()) {
+    m.set(key.starts_with("llama.") ? arch + key.substr(5) : key, value);
+  }
+  m.set("general.architecture", Value::of(arch));
+  m.set(arch + ".attention.layer_norm_epsilon", Value::of(1e-5f));
+  return m;
+}
+
+TEST(Decoder, RefusesWhatItDoesNotComputeByName) {
+  const std::tuple<const char*, const char*, Value> cases[] = {
+      {"qwen2", "attention.causal", Value::of(false)},       {"qwen2", "expert_count", Value::of(4u)},
+      {"glm4", "nextn_predict_layers", Value::of(1u)},       {"falcon", "attention.clamp_kqv", Value::of(8.0f)},
+      {"gpt2", "attention.max_alibi_bias", Value::of(8.0f)}, {"starcoder2", "rope.scaling.type", Value::of("longrope")},
+  };
+  for (const auto& [arch, name, value] : cases) {
+    gguf::Metadata m = as_arch(arch);
+    EXPECT_EQ(message_of<NotSupportedError>(m), "nothing was thrown") << arch;
+    const std::string key = std::string(arch) + "." + name;
+    m.set(key, value);
+    const std::string message = message_of<NotSupportedError>(m);
+    EXPECT_NE(message.find(value.type == gguf::ValueType::string ? "longrope" : key), std::string::npos) << message;
+    EXPECT_NE(message.find(arch), std::string::npos) << message;
+  }
+}
+
+std::vector<uint32_t> window_layers_of(const Hyperparameters& hp) {
+  std::vector<uint32_t> layers;
+  for (uint32_t layer = 0; layer < hp.n_layer; ++layer) {
+    if (hp.is_window_layer(layer)) layers.push_back(layer);
+  }
+  return layers;
+}
+
+TEST(Decoder, ReadsWindowLayersFromAPeriodOrAnArray) {
+  gguf::Metadata m = as_arch("gemma2");
+  m.set("gemma2.block_count", Value::of(6u));
+  Hyperparameters hp = find_arch("gemma2").read(m);
+  EXPECT_EQ(hp.window, 4096u);
+  EXPECT_EQ(window_layers_of(hp), (std::vector<uint32_t>{0, 2, 4}));
+  m.set("gemma2.attention.sliding_window_pattern", Value::of(3u));
+  EXPECT_EQ(window_layers_of(find_arch("gemma2").read(m)), (std::vector<uint32_t>{0, 1, 3, 4}));
+  m.set("gemma2.attention.sliding_window_pattern", Value::of(std::vector<int32_t>{1, 0, 0, 1, 1, 0}));
+  EXPECT_EQ(window_layers_of(find_arch("gemma2").read(m)), (std::vector<uint32_t>{0, 3, 4}));
+  m.set("gemma2.attention.sliding_window_pattern", Value::of(std::vector<int32_t>{1, 0}));
+  EXPECT_NE(message_of<FormatError>(m).find("sliding_window_pattern"), std::string::npos);
+  m.set("gemma2.attention.sliding_window", Value::of(0u));
+  hp = find_arch("gemma2").read(m);
+  EXPECT_EQ(window_layers_of(hp), std::vector<uint32_t>{});
+  EXPECT_EQ(find_arch("gemma2").cache_groups(hp).size(), 1u);
+}
+
+TEST(Decoder, ChoosesLongRopeFactorsByTheContextThatIsServed) {
+  gguf::Metadata m = as_arch("phi3");
+  m.set("phi3.context_length", Value::of(131072u));
+  m.set("phi3.rope.scaling.type", Value::of("longrope"));
+  m.set("phi3.rope.scaling.original_context_length", Value::of(4096u));
+  const auto factors = [&](uint32_t n_ctx) {
+    return find_arch("phi3").read(hyperparameter_metadata(m, n_ctx)).rope_factors;
+  };
+  EXPECT_EQ(factors(0), "rope_factors_long.weight");  // the model's own
+  EXPECT_EQ(factors(8192), "rope_factors_long.weight");
+  EXPECT_EQ(factors(4097), "rope_factors_long.weight");
+  EXPECT_EQ(factors(4096), "rope_factors_short.weight");
+  EXPECT_EQ(factors(100), "rope_factors_short.weight");
+  m.set("phi3.context_length", Value::of(4096u));
+  EXPECT_EQ(factors(0), "rope_factors_short.weight");
+}
+
+TEST(Decoder, RotatesHalvesOfGlm4HeadsInSections) {
+  gguf::Metadata m = as_arch("glm4");
+  EXPECT_EQ(find_arch("glm4").read(m).rope.pairing, graph::RopePairing::adjacent);
+  m.set("glm4.rope.dimension_sections", Value::of(std::vector<int32_t>{2, 3, 3, 0}));
+  EXPECT_EQ(find_arch("glm4").read(m).rope.pairing, graph::RopePairing::halves);
+  m.set("glm4.rope.dimension_sections", Value::of(std::vector<int32_t>{2, 2, 2, 2}));
+  EXPECT_NE(message_of<NotSupportedError>(m).find("glm4.rope.dimension_sections"), std::string::npos);
+}
+
+TEST(Decoder, DividesGraniteLogitsAndRefusesToDivideByZero) {
+  gguf::Metadata m = as_arch("granite");
+  m.set("granite.logit_scale", Value::of(8.0f));
+  EXPECT_EQ(find_arch("granite").read(m).logit_scale, 0.125f);
+  m.set("granite.logit_scale", Value::of(0.0f));
+  EXPECT_NE(message_of<FormatError>(m).find("granite.logit_scale"), std::string::npos);
 }
 
 TEST(Hyperparameters, TravelWithoutTheTokenList) {

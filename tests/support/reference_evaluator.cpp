@@ -30,6 +30,10 @@ Row soft_max(Row x) {
   return x;
 }
 
+bool is_one_of(const std::string& value, std::initializer_list<const char*> list) {
+  return std::find(list.begin(), list.end(), value) != list.end();
+}
+
 // Columns [begin, begin + n) of every row.
 std::vector<Row> columns(const std::vector<Row>& x, size_t begin, size_t n) {
   std::vector<Row> y;
@@ -50,7 +54,8 @@ ReferenceEvaluator::ReferenceEvaluator(const std::filesystem::path& path)
   const double head_dim = number("embedding_length", 0) / static_cast<double>(n_head_);
   head_dim_k_ = static_cast<size_t>(number("attention.key_length", head_dim));
   head_dim_v_ = static_cast<size_t>(number("attention.value_length", head_dim));
-  eps_ = number(is_encoder() ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 0);
+  has_layer_norms_ = model_.metadata().contains(arch_ + ".attention.layer_norm_epsilon");
+  eps_ = number(has_layer_norms_ ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 0);
 }
 
 double ReferenceEvaluator::number(const std::string& key, double default_value) const {
@@ -103,7 +108,8 @@ std::vector<Row> ReferenceEvaluator::rms_norm(const std::string& name, const Row
 }
 
 std::vector<Row> ReferenceEvaluator::layer_norm(const std::string& name, const Rows& x) const {
-  const std::vector<float> w = tensor(name + ".weight"), b = tensor(name + ".bias");
+  const std::vector<float> w = tensor(name + ".weight");
+  const std::vector<float> b = has(name + ".bias") ? tensor(name + ".bias") : std::vector<float>(w.size(), 0);
   Rows y = x;
   for (Row& row : y) {
     const auto n = static_cast<double>(row.size());
@@ -117,7 +123,32 @@ std::vector<Row> ReferenceEvaluator::layer_norm(const std::string& name, const R
   return y;
 }
 
+std::vector<Row> ReferenceEvaluator::norm(const std::string& name, const Rows& x) const {
+  return has_layer_norms_ ? layer_norm(name, x) : rms_norm(name, x);
+}
+
+// Norms of queries or keys: of the whole row, or of each head with one weight for all or a weight for each.
 void ReferenceEvaluator::norm_heads(const std::string& name, Rows& x) const {
+  const std::vector<float> w = tensor(name + ".weight");
+  if (arch_ == "olmo2") {
+    x = rms_norm(name, x);
+    return;
+  }
+  if (arch_ == "command-r") {
+    for (Row& row : x) {
+      for (size_t begin = 0; begin < row.size(); begin += head_dim_k_) {
+        double mean = 0, variance = 0;
+        for (size_t i = begin; i < begin + head_dim_k_; ++i) mean += row[i] / static_cast<double>(head_dim_k_);
+        for (size_t i = begin; i < begin + head_dim_k_; ++i) {
+          variance += (row[i] - mean) * (row[i] - mean) / static_cast<double>(head_dim_k_);
+        }
+        for (size_t i = begin; i < begin + head_dim_k_; ++i) {
+          row[i] = (row[i] - mean) / std::sqrt(variance + eps_) * static_cast<double>(w[i]);
+        }
+      }
+    }
+    return;
+  }
   for (Row& row : x) {
     for (size_t head = 0; head < row.size() / head_dim_k_; ++head) {
       const auto begin = row.begin() + static_cast<ptrdiff_t>(head * head_dim_k_);
@@ -129,18 +160,25 @@ void ReferenceEvaluator::norm_heads(const std::string& name, Rows& x) const {
 
 // Rotary embedding of every head of every row; row i is at position i.
 void ReferenceEvaluator::rotate(Rows& x, size_t head_dim, bool window_layer) const {
-  const bool halves = arch_ != "llama" && arch_ != "deepseek2";
+  const bool halves =
+      !is_one_of(arch_, {"llama", "deepseek2", "mistral3", "glm4", "command-r", "cohere2", "smollm3", "granite"});
+  // Window layers that are not scaled for long contexts.
   const bool is_gemma_window = window_layer && arch_ == "gemma3";
+  const bool is_plain_window = window_layer && is_one_of(arch_, {"gemma3", "olmo2"});
   const auto n = static_cast<size_t>(number("rope.dimension_count", static_cast<double>(head_dim)));
   const double full_base = number("rope.freq_base", 10000);
   const double base = window_layer ? number("rope.freq_base_swa", is_gemma_window ? 10000 : full_base) : full_base;
   const std::string type = model_.metadata().find_string(arch_ + ".rope.scaling.type").value_or("linear");
   const double given = number("rope.scaling.factor", 0);
-  const double factor = is_gemma_window || given == 0 || type == "none" ? 1 : given;
+  const double factor = is_plain_window || given == 0 || type == "none" ? 1 : given;
   const bool yarn = type == "yarn" && factor != 1;
-  const std::vector<float> divisors =
-      has("rope_freqs.weight") ? tensor("rope_freqs.weight") : std::vector<float>(n / 2, 1);
   const double original = number("rope.scaling.original_context_length", number("context_length", 0));
+  const double attn_factor = is_plain_window ? 1 : number("rope.scaling.attn_factor", 1);
+  const std::string long_or_short = number("context_length", 0) > original ? "long" : "short";
+  std::vector<float> divisors(n / 2, 1);
+  for (const std::string& name : {std::string("rope_freqs"), "rope_factors_" + long_or_short}) {
+    if (has(name + ".weight")) divisors = tensor(name + ".weight");
+  }
   const auto turn = [&](double turns) {  // the pair that turns so often over the original context
     return static_cast<double>(n) * std::log(original / (turns * 2 * std::numbers::pi)) / (2 * std::log(base));
   };
@@ -154,12 +192,12 @@ void ReferenceEvaluator::rotate(Rows& x, size_t head_dim, bool window_layer) con
         const double extrapolated = static_cast<double>(position) *
                                     std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(n)) /
                                     static_cast<double>(divisors[i]);
-        double angle = extrapolated / factor, magnitude = 1;
+        double angle = extrapolated / factor, magnitude = attn_factor;
         if (yarn) {
           const double ramp = 1 - std::clamp((static_cast<double>(i) - low) / std::max(0.001, high - low), 0.0, 1.0);
           angle = angle * (1 - ramp) + extrapolated * ramp;
           const bool magnified_scores = arch_ == "deepseek2" && number("rope.scaling.yarn_log_multiplier", 0) != 0;
-          magnitude = magnified_scores ? 1 : 1 + 0.1 * std::log(factor);
+          magnitude *= magnified_scores ? 1 : 1 + 0.1 * std::log(factor);
         }
         double& a = v[halves ? i : 2 * i];
         double& b = v[halves ? i + n / 2 : 2 * i + 1];
@@ -177,6 +215,7 @@ std::vector<Row> ReferenceEvaluator::attend(size_t layer, const Rows& q, const R
   const std::string sinks_name = "blk." + std::to_string(layer) + ".attn_sinks.weight";
   const std::vector<float> sinks = has(sinks_name) ? tensor(sinks_name) : std::vector<float>();
   const size_t dim_k = q[0].size() / n_head_, dim_v = v[0].size() / n_head_kv;
+  const double cap = arch_ == "gemma2" ? number("attn_logit_softcapping", 50) : 0;
   const size_t window = is_window_layer(layer) ? static_cast<size_t>(number("attention.sliding_window", 0)) : q.size();
   Rows y(q.size(), Row(n_head_ * dim_v, 0));
   for (size_t row = 0; row < q.size(); ++row) {
@@ -188,7 +227,7 @@ std::vector<Row> ReferenceEvaluator::attend(size_t layer, const Rows& q, const R
       for (size_t seen = begin; seen < end; ++seen) {
         double dot = 0;
         for (size_t i = 0; i < dim_k; ++i) dot += q[row][head * dim_k + i] * k[seen][kv_head * dim_k + i];
-        scores.push_back(dot * scale);
+        scores.push_back(cap != 0 ? cap * std::tanh(dot * scale / cap) : dot * scale);
       }
       if (!sinks.empty()) scores.push_back(static_cast<double>(sinks[head]));
       scores = soft_max(scores);
@@ -215,11 +254,32 @@ std::vector<Row> ReferenceEvaluator::attention(size_t layer, const Rows& x) cons
     q = linear(p + "attn_q", x), k = linear(p + "attn_k", x), v = linear(p + "attn_v", x);
   }
   if (has(p + "attn_q_norm.weight")) norm_heads(p + "attn_q_norm", q), norm_heads(p + "attn_k_norm", k);
-  if (arch_ != "bert") {
+  if (is_rotated(layer)) {
     rotate(q, head_dim_k_, is_window_layer(layer)), rotate(k, head_dim_k_, is_window_layer(layer));
   }
-  const double scale = 1 / std::sqrt(static_cast<double>(head_dim_k_));
+  if (const double growth = number("attention.temperature_scale", 0); growth != 0) {
+    const double period = number("rope.scaling.original_context_length", 0);
+    for (size_t position = 0; position < q.size(); ++position) {
+      const double periods = std::floor(static_cast<double>(position) / period);
+      for (double& value : q[position]) value *= 1 + growth * std::log(periods + 1);
+    }
+  }
+  const double scale = number("attention.scale", 1 / std::sqrt(static_cast<double>(head_dim_k_)));
   return linear(p + "attn_output", attend(layer, q, k, v, n_head_kv_, scale));
+}
+
+bool ReferenceEvaluator::is_rotated(size_t layer) const {
+  if (has("position_embd.weight") || arch_ == "bert") return false;
+  if (arch_ == "cohere2") return is_window_layer(layer);
+  if (arch_ == "smollm3") return layer % 4 != 3;
+  return arch_ != "granite" || model_.metadata().get_bool("granite.rope.scaling.finetuned", true);
+}
+
+bool ReferenceEvaluator::is_window_layer(size_t layer) const {
+  if (number("attention.sliding_window", 0) == 0) return false;
+  if (arch_ == "gemma2" || arch_ == "gpt-oss") return layer % 2 != 1;
+  if (arch_ == "cohere2" || arch_ == "olmo2") return layer % 4 != 3;
+  return arch_ == "gemma3" && layer % 6 != 5;
 }
 
 // Multi-head latent attention as the paper defines it: keys and values of every head are computed from the latent
@@ -276,14 +336,15 @@ std::vector<Row> ReferenceEvaluator::latent_attention(size_t layer, const Rows& 
 std::vector<Row> ReferenceEvaluator::gated(const std::string& prefix, const std::string& suffix, const Rows& x,
                                            size_t expert) const {
   Rows gate, up;
-  if (has(prefix + "ffn_gate_up" + suffix + ".weight")) {
-    const Rows both = linear(prefix + "ffn_gate_up" + suffix, x, expert);
+  const bool fused_experts = has(prefix + "ffn_gate_up" + suffix + ".weight");
+  if (fused_experts || is_one_of(arch_, {"phi3", "glm4"})) {
+    const Rows both = linear(prefix + (fused_experts ? "ffn_gate_up" : "ffn_up") + suffix, x, expert);
     gate = columns(both, 0, both[0].size() / 2), up = columns(both, both[0].size() / 2, both[0].size() / 2);
   } else {
     gate = linear(prefix + "ffn_gate" + suffix, x, expert), up = linear(prefix + "ffn_up" + suffix, x, expert);
   }
   const auto activate = [&](double g, double u) {
-    if (arch_ == "gemma3") return gelu(g) * u;
+    if (arch_.starts_with("gemma")) return gelu(g) * u;
     if (arch_ != "gpt-oss") return silu(g) * u;
     const double limited = std::min(g, 7.0);
     return limited * sigmoid(1.702 * limited) * (std::clamp(u, -7.0, 7.0) + 1);
@@ -292,6 +353,12 @@ std::vector<Row> ReferenceEvaluator::gated(const std::string& prefix, const std:
     for (size_t i = 0; i < up[row].size(); ++i) gate[row][i] = activate(gate[row][i], up[row][i]);
   }
   return linear(prefix + "ffn_down" + suffix, gate, expert);
+}
+
+std::vector<Row> ReferenceEvaluator::plain(const std::string& prefix, const Rows& x) const {
+  Rows h = linear(prefix + "ffn_up", x);
+  for (Row& row : h) std::transform(row.begin(), row.end(), row.begin(), gelu);
+  return linear(prefix + "ffn_down", h);
 }
 
 // The experts of a row, best first: by score, of the best groups only where there are groups.
@@ -354,14 +421,37 @@ std::vector<Row> ReferenceEvaluator::experts(const std::string& prefix, const Ro
   return y;
 }
 
+std::vector<Row> ReferenceEvaluator::feed_forward(const std::string& prefix, const Rows& x) const {
+  if (has(prefix + "ffn_gate_inp.weight")) return experts(prefix, x);
+  return is_one_of(arch_, {"falcon", "gpt2", "starcoder2"}) ? plain(prefix, x) : gated(prefix, "", x, 0);
+}
+
 std::vector<Row> ReferenceEvaluator::decoder_layer(size_t layer, Rows x) const {
   const std::string p = "blk." + std::to_string(layer) + ".";
-  const bool is_gemma = arch_ == "gemma3";
-  Rows y = attention(layer, rms_norm(p + "attn_norm", x));
-  add(x, is_gemma ? rms_norm(p + "post_attention_norm", y) : y);
-  const Rows h = rms_norm(p + (has(p + "ffn_norm.weight") ? "ffn_norm" : "post_attention_norm"), x);
-  y = has(p + "ffn_gate_inp.weight") ? experts(p, h) : gated(p, "", h, 0);
-  add(x, is_gemma ? rms_norm(p + "post_ffw_norm", y) : y);
+  const double residual = arch_ == "granite" ? number("residual_scale", 1) : 1;
+  const auto add_scaled = [&](Rows y) {
+    for (Row& row : y) {
+      for (double& value : row) value *= residual;
+    }
+    add(x, y);
+  };
+  const auto norm_if_there = [&](const std::string& name, const Rows& y) {
+    return has(p + name + ".weight") ? norm(p + name, y) : y;
+  };
+  const Rows h = norm_if_there("attn_norm", x);
+  Rows y = attention(layer, has(p + "attn_norm_2.weight") ? norm(p + "attn_norm_2", x) : h);
+  if (is_one_of(arch_, {"falcon", "command-r", "cohere2"})) {
+    add(y, feed_forward(p, h));
+    add(x, y);
+    return x;
+  }
+  if (arch_ == "gpt-oss") {
+    add(x, y);
+    add(x, feed_forward(p, norm(p + "post_attention_norm", x)));
+    return x;
+  }
+  add_scaled(norm_if_there("post_attention_norm", y));
+  add_scaled(norm_if_there("post_ffw_norm", feed_forward(p, norm_if_there("ffn_norm", x))));
   return x;
 }
 
@@ -369,13 +459,7 @@ std::vector<Row> ReferenceEvaluator::encoder_layer(size_t layer, Rows x) const {
   const std::string p = "blk." + std::to_string(layer) + ".";
   add(x, attention(layer, x));
   x = layer_norm(p + "attn_output_norm", x);
-  if (has(p + "ffn_gate.weight")) {
-    add(x, gated(p, "", x, 0));
-  } else {
-    Rows h = linear(p + "ffn_up", x);
-    for (Row& row : h) std::transform(row.begin(), row.end(), row.begin(), gelu);
-    add(x, linear(p + "ffn_down", h));
-  }
+  add(x, has(p + "ffn_gate.weight") ? gated(p, "", x, 0) : plain(p, x));
   return layer_norm(p + "layer_output_norm", x);
 }
 
@@ -383,10 +467,9 @@ std::vector<Row> ReferenceEvaluator::hidden(const std::vector<int32_t>& tokens) 
   Rows x;
   for (const int32_t token : tokens) {
     Row row = lookup("token_embd.weight", token);
-    if (arch_ == "gemma3") {
-      const double factor = std::sqrt(static_cast<double>(row.size()));
-      for (double& value : row) value *= factor;
-    }
+    double factor = arch_.starts_with("gemma") ? std::sqrt(static_cast<double>(row.size())) : 1;
+    if (arch_ == "granite") factor = number("embedding_scale", 1);
+    for (double& value : row) value *= factor;
     const auto add_row = [&](const std::string& table, size_t index) {
       if (!has(table)) return;
       const Row other = lookup(table, static_cast<int32_t>(index));
@@ -402,15 +485,19 @@ std::vector<Row> ReferenceEvaluator::hidden(const std::vector<int32_t>& tokens) 
     return x;
   }
   for (size_t layer = 0; layer < n_layer_; ++layer) x = decoder_layer(layer, x);
-  return rms_norm("output_norm", x);
+  return norm("output_norm", x);
 }
 
 std::vector<Row> ReferenceEvaluator::logits(const std::vector<int32_t>& tokens) const {
   Rows y = linear(has("output.weight") ? "output" : "token_embd", hidden(tokens));
-  const double cap = arch_ == "gemma3" ? number("final_logit_softcapping", 0) : 0;
-  if (cap != 0) {
-    for (Row& row : y) {
-      for (double& value : row) value = cap * std::tanh(value / cap);
+  const double cap = arch_.starts_with("gemma") ? number("final_logit_softcapping", arch_ == "gemma2" ? 30 : 0) : 0;
+  double factor = 1;
+  if (arch_ == "command-r" || arch_ == "cohere2") factor = number("logit_scale", 1);
+  if (arch_ == "granite") factor = 1 / number("logit_scale", 1);
+  for (Row& row : y) {
+    for (double& value : row) {
+      value *= factor;
+      if (cap != 0) value = cap * std::tanh(value / cap);
     }
   }
   return y;

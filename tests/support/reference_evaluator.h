@@ -15,7 +15,7 @@ using Row = std::vector<double>;
 
 class ReferenceEvaluator {
  public:
-  // Architectures: llama (with and without experts), gemma3, qwen3moe, gpt-oss, deepseek2, bert, nomic-bert.
+  // Every architecture of src/models.
   explicit ReferenceEvaluator(const std::filesystem::path& path);
 
   // Hidden rows after the final norm, one per token; the tokens are a sequence at positions 0, 1, ...
@@ -34,24 +34,27 @@ class ReferenceEvaluator {
   Rows linear(const std::string& name, const Rows& x, size_t expert = 0) const;
   Rows rms_norm(const std::string& name, const Rows& x) const;
   Rows layer_norm(const std::string& name, const Rows& x) const;
+  Rows norm(const std::string& name, const Rows& x) const;
   void norm_heads(const std::string& name, Rows& x) const;
   void rotate(Rows& x, size_t head_dim, bool window_layer) const;
   Rows attend(size_t layer, const Rows& q, const Rows& k, const Rows& v, size_t n_head_kv, double scale) const;
   Rows latent_attention(size_t layer, const Rows& x) const;
   Rows attention(size_t layer, const Rows& x) const;
   Rows gated(const std::string& prefix, const std::string& suffix, const Rows& x, size_t expert) const;
+  Rows plain(const std::string& prefix, const Rows& x) const;
   std::vector<size_t> ranked_experts(Row scores) const;
   Rows experts(const std::string& prefix, const Rows& x) const;
+  Rows feed_forward(const std::string& prefix, const Rows& x) const;
   Rows decoder_layer(size_t layer, Rows x) const;
   Rows encoder_layer(size_t layer, Rows x) const;
   bool is_encoder() const { return arch_.ends_with("bert"); }
-  bool is_window_layer(size_t layer) const {
-    return (arch_ == "gemma3" && (layer + 1) % 6 != 0) || (arch_ == "gpt-oss" && (layer + 1) % 2 != 0);
-  }
+  bool is_window_layer(size_t layer) const;
+  bool is_rotated(size_t layer) const;
 
   gguf::Model model_;
   std::string arch_;
   size_t n_layer_, n_head_, n_head_kv_, head_dim_k_, head_dim_v_;
+  bool has_layer_norms_;
   double eps_;
 };
 

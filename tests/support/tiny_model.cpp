@@ -1,7 +1,9 @@
 #include "support/tiny_model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <vector>
 
 #include "gguf/writer.h"
@@ -22,26 +24,57 @@ bool has_experts(TinyKind kind) {
          kind == TinyKind::deepseek2;
 }
 
-std::string arch_of(TinyKind kind) {
-  switch (kind) {
-    case TinyKind::llama:
-    case TinyKind::llama_moe:
-      return "llama";
-    case TinyKind::gemma3:
-      return "gemma3";
-    case TinyKind::qwen3moe:
-      return "qwen3moe";
-    case TinyKind::gpt_oss:
-      return "gpt-oss";
-    case TinyKind::deepseek2:
-      return "deepseek2";
-    case TinyKind::bert:
-      return "bert";
-    case TinyKind::nomic_bert:
-      return "nomic-bert";
-  }
-  return "?";
+struct Names {
+  TinyKind kind;
+  const char *name, *arch;
+};
+constexpr Names kNames[] = {{TinyKind::llama, "llama", "llama"},
+                            {TinyKind::llama_moe, "llama_moe", "llama"},
+                            {TinyKind::qwen2, "qwen2", "qwen2"},
+                            {TinyKind::qwen3, "qwen3", "qwen3"},
+                            {TinyKind::gemma2, "gemma2", "gemma2"},
+                            {TinyKind::gemma3, "gemma3", "gemma3"},
+                            {TinyKind::phi3, "phi3", "phi3"},
+                            {TinyKind::mistral3, "mistral3", "mistral3"},
+                            {TinyKind::glm4, "glm4", "glm4"},
+                            {TinyKind::command_r, "command_r", "command-r"},
+                            {TinyKind::cohere2, "cohere2", "cohere2"},
+                            {TinyKind::olmo2, "olmo2", "olmo2"},
+                            {TinyKind::starcoder2, "starcoder2", "starcoder2"},
+                            {TinyKind::falcon, "falcon", "falcon"},
+                            {TinyKind::gpt2, "gpt2", "gpt2"},
+                            {TinyKind::smollm3, "smollm3", "smollm3"},
+                            {TinyKind::granite, "granite", "granite"},
+                            {TinyKind::qwen3moe, "qwen3moe", "qwen3moe"},
+                            {TinyKind::gpt_oss, "gpt_oss", "gpt-oss"},
+                            {TinyKind::deepseek2, "deepseek2", "deepseek2"},
+                            {TinyKind::bert, "bert", "bert"},
+                            {TinyKind::nomic_bert, "nomic_bert", "nomic-bert"}};
+
+const Names& names_of(TinyKind kind) {
+  return *std::find_if(std::begin(kNames), std::end(kNames), [&](const Names& names) { return names.kind == kind; });
 }
+
+bool is_one_of(TinyKind kind, std::initializer_list<TinyKind> list) {
+  return std::find(list.begin(), list.end(), kind) != list.end();
+}
+bool has_layer_norms(TinyKind kind) {
+  return is_encoder(kind) || is_one_of(kind, {TinyKind::command_r, TinyKind::cohere2, TinyKind::starcoder2,
+                                              TinyKind::falcon, TinyKind::gpt2});
+}
+bool has_norm_biases(TinyKind kind) {
+  return is_one_of(kind, {TinyKind::starcoder2, TinyKind::falcon, TinyKind::gpt2});
+}
+bool has_biases(TinyKind kind) { return is_one_of(kind, {TinyKind::gpt_oss, TinyKind::starcoder2, TinyKind::gpt2}); }
+bool has_post_norms(TinyKind kind) {
+  return is_one_of(kind, {TinyKind::gemma2, TinyKind::gemma3, TinyKind::glm4, TinyKind::olmo2});
+}
+bool is_parallel(TinyKind kind) { return is_one_of(kind, {TinyKind::falcon, TinyKind::command_r, TinyKind::cohere2}); }
+bool has_fused_qkv(const TinyModelOptions& options) {
+  return options.fused_qkv || is_one_of(options.kind, {TinyKind::phi3, TinyKind::falcon, TinyKind::gpt2});
+}
+
+uint32_t heads_kv(TinyKind kind) { return is_encoder(kind) ? kHeads : kind == TinyKind::falcon ? 1 : kHeadsKv; }
 
 uint32_t n_expert(const TinyModelOptions& options) { return options.expert_groups ? 8 : kExperts; }
 
@@ -176,9 +209,55 @@ void set_deepseek2(const std::function<void(const char*, Value)>& set, const Tin
   set("expert_group_used_count", Value::of(2u));
 }
 
+// Keys that decoders of one architecture or few have.
+void set_decoder(const std::function<void(const char*, Value)>& set, const TinyModelOptions& options) {
+  const auto original = [&](uint32_t n_ctx) { set("rope.scaling.original_context_length", Value::of(n_ctx)); };
+  switch (options.kind) {
+    case TinyKind::gemma2:
+      set("attention.sliding_window", Value::of(options.window));
+      set("attn_logit_softcapping", Value::of(5.0f));
+      set("final_logit_softcapping", Value::of(20.0f));
+      return;
+    case TinyKind::phi3:
+      original(options.short_context ? kContext : kContext / 8);
+      set("rope.scaling.type", Value::of("longrope"));
+      set("rope.scaling.attn_factor", Value::of(1.2f));
+      return;
+    case TinyKind::mistral3:
+      original(kContext / 64);
+      set("attention.temperature_scale", Value::of(0.1f));
+      return;
+    case TinyKind::glm4:
+      set("rope.dimension_count", Value::of(kHeadDim / 2));
+      return;
+    case TinyKind::command_r:
+      set("logit_scale", Value::of(0.25f));
+      return;
+    case TinyKind::cohere2:
+      set("logit_scale", Value::of(0.25f));
+      set("attention.sliding_window", Value::of(options.window));
+      return;
+    case TinyKind::olmo2:
+      if (!options.windows) return;
+      set("attention.sliding_window", Value::of(options.window));
+      set("rope.scaling.type", Value::of("yarn"));
+      set("rope.scaling.factor", Value::of(4.0f));
+      return original(kContext / 4);
+    case TinyKind::granite:
+      set("attention.scale", Value::of(0.1f));
+      set("embedding_scale", Value::of(6.0f));
+      set("residual_scale", Value::of(0.4f));
+      set("logit_scale", Value::of(4.0f));
+      if (options.no_rope) set("rope.scaling.finetuned", Value::of(false));
+      return;
+    default:
+      return;
+  }
+}
+
 gguf::Metadata tiny_metadata(const TinyModelOptions& options) {
   const bool encoder = is_encoder(options.kind), is_gemma = options.kind == TinyKind::gemma3;
-  const std::string arch = arch_of(options.kind);
+  const std::string arch = names_of(options.kind).arch;
   gguf::Metadata m("tiny");
   m.set("general.architecture", Value::of(arch));
   m.set("general.name", Value::of("tiny " + tiny_kind_name(options.kind)));
@@ -188,10 +267,10 @@ gguf::Metadata tiny_metadata(const TinyModelOptions& options) {
   set("embedding_length", kEmbd);
   set("feed_forward_length", kFf);
   set("attention.head_count", kHeads);
-  set("attention.head_count_kv", encoder ? kHeads : kHeadsKv);
+  set("attention.head_count_kv", heads_kv(options.kind));
   set("attention.key_length", encoder ? kEmbd / kHeads : kHeadDim);
   set("attention.value_length", encoder ? kEmbd / kHeads : kHeadDim);
-  set(encoder ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 1e-5f);
+  set(has_layer_norms(options.kind) ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 1e-5f);
   if (encoder) {
     set("attention.causal", false);
     set("pooling_type", 1u);
@@ -214,9 +293,9 @@ gguf::Metadata tiny_metadata(const TinyModelOptions& options) {
     set("rope.scaling.factor", 4.0f);
     set("rope.scaling.original_context_length", kContext / 4);
   }
-  if (options.kind == TinyKind::deepseek2) {
-    set_deepseek2([&](const char* key, Value value) { m.set(arch + "." + key, std::move(value)); }, options);
-  }
+  const auto set_value = [&](const char* key, Value value) { m.set(arch + "." + key, std::move(value)); };
+  if (options.kind == TinyKind::deepseek2) set_deepseek2(set_value, options);
+  set_decoder(set_value, options);
   return m;
 }
 
@@ -269,45 +348,82 @@ void write_latent_attention(TinyWriter& w, const std::string& p, const TinyModel
   w.matrix(p + "attn_output", {kHeads * kValue, kEmbd});
 }
 
-void write_decoder_layer(TinyWriter& w, const std::string& p, uint32_t layer, const TinyModelOptions& options) {
-  const bool is_gemma = options.kind == TinyKind::gemma3, is_oss = options.kind == TinyKind::gpt_oss;
-  const auto linear = [&](const char* name, int64_t n_in, int64_t n_out, float gain = 1) {
-    w.matrix(p + name, {n_in, n_out}, gain);
-    if (options.biases || is_oss) w.bias(p + name, n_out);
-    if (options.scales) w.vector(p + name + ".scale", {1}, 1, 0.5f);
-  };
-  w.norm(p + "attn_norm", kEmbd);
-  if (options.kind == TinyKind::deepseek2) {
-    write_latent_attention(w, p, options);
+// Writes one product's tensors.
+using LinearWriter = std::function<void(const char* name, int64_t n_in, int64_t n_out, float gain)>;
+
+void write_attention(TinyWriter& w, const std::string& p, const TinyModelOptions& options, const LinearWriter& linear) {
+  const TinyKind kind = options.kind;
+  const int64_t q_width = kHeads * kHeadDim, kv_width = heads_kv(kind) * kHeadDim;
+  if (has_fused_qkv(options)) {
+    linear("attn_qkv", kEmbd, q_width + 2 * kv_width, 1.5f);
   } else {
-    linear("attn_q", kEmbd, kHeads * kHeadDim, 2);  // scores far from uniform
-    linear("attn_k", kEmbd, kHeadsKv * kHeadDim);
-    linear("attn_v", kEmbd, kHeadsKv * kHeadDim);
-    linear("attn_output", kHeads * kHeadDim, kEmbd);
+    linear("attn_q", kEmbd, q_width, 2);  // scores far from uniform
+    linear("attn_k", kEmbd, kv_width, 1);
+    linear("attn_v", kEmbd, kv_width, 1);
+    if (kind == TinyKind::qwen2) {
+      w.bias(p + "attn_q", q_width);
+      w.bias(p + "attn_k", kv_width);
+      w.bias(p + "attn_v", kv_width);
+    }
   }
-  if (is_oss) w.vector(p + "attn_sinks.weight", {kHeads}, 1, 2);
-  if (is_gemma || options.kind == TinyKind::qwen3moe) {
+  linear("attn_output", q_width, kEmbd, 1);
+  if (kind == TinyKind::gpt_oss) w.vector(p + "attn_sinks.weight", {kHeads}, 1, 2);
+  if (is_one_of(kind, {TinyKind::gemma3, TinyKind::qwen3, TinyKind::qwen3moe})) {
     w.norm(p + "attn_q_norm", kHeadDim);
     w.norm(p + "attn_k_norm", kHeadDim);
   }
-  if (is_gemma || is_oss) w.norm(p + "post_attention_norm", kEmbd);
-  if (is_gemma) w.norm(p + "post_ffw_norm", kEmbd);
-  if (!is_oss) w.norm(p + "ffn_norm", kEmbd);
-  const bool is_dense = !has_experts(options.kind) || (options.kind == TinyKind::deepseek2 && layer == 0);
+  if (kind == TinyKind::olmo2) {
+    w.norm(p + "attn_q_norm", q_width);
+    w.norm(p + "attn_k_norm", kv_width);
+  }
+  if (kind == TinyKind::command_r) {
+    w.vector(p + "attn_q_norm.weight", {kHeadDim, kHeads}, 1, 0.3f);
+    w.vector(p + "attn_k_norm.weight", {kHeadDim, kHeadsKv}, 1, 0.3f);
+  }
+}
+
+void write_decoder_layer(TinyWriter& w, const std::string& p, uint32_t layer, const TinyModelOptions& options) {
+  const TinyKind kind = options.kind;
+  const LinearWriter linear = [&](const char* name, int64_t n_in, int64_t n_out, float gain) {
+    w.matrix(p + name, {n_in, n_out}, gain);
+    if (options.biases || has_biases(kind)) w.bias(p + name, n_out);
+    if (options.scales) w.vector(p + name + ".scale", {1}, 1, 0.5f);
+  };
+  const auto norm = [&](const char* name) {
+    has_norm_biases(kind) ? w.layer_norm(p + name, kEmbd) : w.norm(p + name, kEmbd);
+  };
+  if (kind != TinyKind::olmo2) norm("attn_norm");
+  if (kind == TinyKind::falcon) norm("attn_norm_2");
+  kind == TinyKind::deepseek2 ? write_latent_attention(w, p, options) : write_attention(w, p, options, linear);
+  if (has_post_norms(kind) || kind == TinyKind::gpt_oss) norm("post_attention_norm");
+  if (has_post_norms(kind)) norm("post_ffw_norm");
+  if (!is_parallel(kind) && !is_one_of(kind, {TinyKind::gpt_oss, TinyKind::olmo2})) norm("ffn_norm");
+  const bool is_dense = !has_experts(kind) || (kind == TinyKind::deepseek2 && layer == 0);
   if (!is_dense) return write_experts(w, p, options);
-  linear("ffn_gate", kEmbd, kFf);
-  linear("ffn_up", kEmbd, kFf);
-  linear("ffn_down", kFf, kEmbd);
+  const bool is_fused = is_one_of(kind, {TinyKind::phi3, TinyKind::glm4});
+  const bool is_plain = is_one_of(kind, {TinyKind::starcoder2, TinyKind::falcon, TinyKind::gpt2});
+  if (!is_fused && !is_plain) linear("ffn_gate", kEmbd, kFf, 1);
+  linear("ffn_up", kEmbd, is_fused ? 2 * kFf : kFf, 1);
+  linear("ffn_down", kFf, kEmbd, 1);
 }
 
 void write_decoder(TinyWriter& w, const TinyModelOptions& options, uint32_t n_vocab) {
   w.matrix("token_embd", {kEmbd, n_vocab}, std::sqrt(static_cast<float>(kEmbd)) / 3);
+  if (options.kind == TinyKind::gpt2) w.vector("position_embd.weight", {kEmbd, kContext}, 0, 1);
   if (options.rope_freqs) w.vector("rope_freqs.weight", {kHeadDim / 2}, 1.5f, 0.5f);
+  if (options.kind == TinyKind::phi3) {
+    w.vector("rope_factors_long.weight", {kHeadDim / 2}, 4, 3);
+    w.vector("rope_factors_short.weight", {kHeadDim / 2}, 1.2f, 0.2f);
+  }
   for (uint32_t layer = 0; layer < options.n_layer; ++layer) {
     write_decoder_layer(w, "blk." + std::to_string(layer) + ".", layer, options);
   }
-  w.norm("output_norm", kEmbd);
-  if (!options.tied_output) w.matrix("output", {kEmbd, n_vocab}, 2);
+  has_norm_biases(options.kind) ? w.layer_norm("output_norm", kEmbd) : w.norm("output_norm", kEmbd);
+  const bool is_tied =
+      options.tied_output || is_one_of(options.kind, {TinyKind::gemma2, TinyKind::command_r, TinyKind::cohere2});
+  if (is_tied) return;
+  w.matrix("output", {kEmbd, n_vocab}, 2);
+  if (options.kind == TinyKind::qwen2) w.bias("output", n_vocab);
 }
 
 void write_encoder(TinyWriter& w, const TinyModelOptions& options, uint32_t n_vocab) {
@@ -322,7 +438,7 @@ void write_encoder(TinyWriter& w, const TinyModelOptions& options, uint32_t n_vo
       w.matrix(p + name, {n_in, n_out});
       if (!is_nomic) w.bias(p + name, n_out);
     };
-    if (is_nomic) {
+    if (is_nomic || options.fused_qkv) {
       linear("attn_qkv", kEmbd, 3 * kEmbd);
     } else {
       linear("attn_q", kEmbd, kEmbd);
@@ -340,27 +456,7 @@ void write_encoder(TinyWriter& w, const TinyModelOptions& options, uint32_t n_vo
 
 }  // namespace
 
-std::string tiny_kind_name(TinyKind kind) {
-  switch (kind) {
-    case TinyKind::llama:
-      return "llama";
-    case TinyKind::llama_moe:
-      return "llama_moe";
-    case TinyKind::gemma3:
-      return "gemma3";
-    case TinyKind::qwen3moe:
-      return "qwen3moe";
-    case TinyKind::gpt_oss:
-      return "gpt_oss";
-    case TinyKind::deepseek2:
-      return "deepseek2";
-    case TinyKind::bert:
-      return "bert";
-    case TinyKind::nomic_bert:
-      return "nomic_bert";
-  }
-  return "?";
-}
+std::string tiny_kind_name(TinyKind kind) { return names_of(kind).name; }
 
 std::filesystem::path write_tiny_model(const std::filesystem::path& folder, const TinyModelOptions& options,
                                        const std::string& name) {
