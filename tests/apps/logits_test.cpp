@@ -30,7 +30,9 @@ std::string join(const std::vector<int32_t>& tokens) {
 }
 
 class LogitsCommand : public ::testing::TestWithParam<TinyKind> {};
-INSTANTIATE_TEST_SUITE_P(Apps, LogitsCommand, ::testing::Values(TinyKind::llama, TinyKind::llama_moe, TinyKind::gemma3),
+INSTANTIATE_TEST_SUITE_P(Apps, LogitsCommand,
+                         ::testing::Values(TinyKind::llama, TinyKind::llama_moe, TinyKind::gemma2, TinyKind::gemma3,
+                                           TinyKind::phi3, TinyKind::cohere2),
                          [](const auto& param) { return testing::tiny_kind_name(param.param); });
 
 TEST_P(LogitsCommand, WritesTheBitsThatOneSliceComputes) {
@@ -59,6 +61,26 @@ TEST_P(LogitsCommand, WritesTheBitsThatOneSliceComputes) {
   const std::vector<std::byte> bytes = read_file(output);
   ASSERT_EQ(bytes.size(), expected.size() * sizeof(float));
   EXPECT_EQ(std::memcmp(bytes.data(), expected.data(), bytes.size()), 0);
+}
+
+TEST(LogitsContext, ChoosesShortRopeFactorsForAShortContext) {
+  const testing::TemporaryDirectory folder;
+  testing::TinyModelOptions options;
+  options.kind = TinyKind::phi3;
+  const auto path = testing::write_tiny_model(folder.path(), options);
+  options.short_context = true;  // the same weights; no context of this model is long
+  const auto short_path = testing::write_tiny_model(folder.path(), options, "short");
+  const auto output = folder.path() / "logits.f32";
+  const auto logits = [&](const std::filesystem::path& model, const std::string& n_ctx) {
+    EXPECT_EQ(run({"caravan logits", "-m", model.string(), "--tokens", "3,17,42,99,7,61", "-o", output.string(), "-t",
+                   "1", "-c", n_ctx}),
+              0);
+    return read_file(output);
+  };
+  const std::vector<std::byte> expected = logits(short_path, "0");
+  EXPECT_EQ(logits(path, "256"), expected);
+  EXPECT_NE(logits(path, "0"), expected);
+  EXPECT_NE(logits(path, "257"), expected);
 }
 
 TEST(LogitsCommand, RefusesWhatItCannotCompute) {

@@ -126,6 +126,12 @@ class SplitArchitectures(ClusterTest):
     def test_deepseek2(self):
         self.check_logits("deepseek2-moe.gguf")
 
+    def test_other_decoders(self):
+        for arch in ("qwen2", "qwen3", "gemma2", "phi3", "mistral3", "glm4", "command-r", "cohere2", "olmo2", "starcoder2", "falcon",
+                     "gpt2", "smollm3", "granite"):
+            with self.subTest(arch):
+                self.check_logits(f"{arch}-dense.gguf")
+
     def test_quantised_llama(self):
         self.check_logits("quants/llama-Q4_K_M.gguf")
 

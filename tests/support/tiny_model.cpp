@@ -219,7 +219,7 @@ void set_decoder(const std::function<void(const char*, Value)>& set, const TinyM
       set("final_logit_softcapping", Value::of(20.0f));
       return;
     case TinyKind::phi3:
-      original(options.short_context ? kContext : kContext / 8);
+      original(options.short_context ? kContext : kContext / 2);
       set("rope.scaling.type", Value::of("longrope"));
       set("rope.scaling.attn_factor", Value::of(1.2f));
       return;
