@@ -287,7 +287,7 @@ engine::PlanSummary ClusterPipeline::make_plan() {
   for (auto& part : next->parts) part.stage->open(session_, next->epoch, *part.hop);
 
   summary.epoch = next->epoch;
-  summary.n_ctx = placement.n_ctx;
+  summary.n_ctx = hp_.n_positions > 0 ? std::min(placement.n_ctx, hp_.n_positions) : placement.n_ctx;
   summary.n_embd = hp_.n_embd;
   summary.n_vocab = hp_.n_vocab;
   summary.block_tokens = placement.cache.block_tokens;

@@ -18,6 +18,7 @@ Hyperparameters read(const gguf::Metadata& metadata) {
                     "supported",
                     metadata.source()));
   }
+  hp.n_positions = hp.n_ctx_train;
   hp.n_token_types = metadata.get_u32("tokenizer.ggml.token_type_count");
   if (hp.n_token_types == 0 || hp.n_token_types > 1u << 16) {
     throw FormatError(fmt::format("{}: key 'tokenizer.ggml.token_type_count': expected 1 to 65536, found {}",
@@ -35,7 +36,7 @@ std::vector<TensorDecl> tensors(const Hyperparameters& hp) {
   d.enter(TensorDecl::Scope::embedding);
   d.embedding("token_embd.weight", {hp.n_embd, hp.n_vocab});
   d.vector("token_types.weight", {hp.n_embd, hp.n_token_types});
-  d.embedding("position_embd.weight", {hp.n_embd, hp.n_ctx_train});
+  d.embedding("position_embd.weight", {hp.n_embd, hp.n_positions});
   norm("token_embd_norm");
   for (uint32_t layer = 0; layer < hp.n_layer; ++layer) {
     d.enter_layer(layer);
@@ -67,7 +68,7 @@ ValueId embed(graph::Builder& b, const Hyperparameters& hp, const Slice& slice) 
   ValueId x = slice_input(b, hp, slice);
   const ValueId types = b.vector("token_types.weight", {hp.n_embd, hp.n_token_types});
   x = b.add(x, b.slice(types, 1, 0, 1));
-  x = b.add(x, b.get_rows(b.embedding("position_embd.weight", {hp.n_embd, hp.n_ctx_train}), b.positions()));
+  x = b.add(x, b.get_rows(b.embedding("position_embd.weight", {hp.n_embd, hp.n_positions}), b.positions()));
   return layer_norm(b, hp, "token_embd_norm", x);
 }
 

@@ -210,7 +210,7 @@ ValueId decoder_input(graph::Builder& b, const Hyperparameters& hp, const Slice&
   if (!slice.embeds) return x;
   if (hp.embedding_scale != 1) x = b.scale(x, hp.embedding_scale);
   if (hp.form.positions == Positions::learned) {
-    const ValueId table = b.embedding("position_embd.weight", {hp.n_embd, hp.n_ctx_train});
+    const ValueId table = b.embedding("position_embd.weight", {hp.n_embd, hp.n_positions});
     x = b.add(x, b.get_rows(table, b.positions()));
   }
   return x;
@@ -231,6 +231,7 @@ Hyperparameters read_decoder(const gguf::Metadata& metadata, const DecoderForm& 
     throw FormatError(fmt::format("{}: key '{}': expected 1 to {}, found 0", metadata.source(),
                                   arch_key(metadata, "expert_used_count"), hp.n_expert));
   }
+  if (form.positions == Positions::learned) hp.n_positions = hp.n_ctx_train;
   hp.rope.pairing = hp.rope_window.pairing = form.pairing;
   if (metadata.find_string(arch_key(metadata, "rope.scaling.type")) == "longrope") {
     hp.form.rope_factors = RopeFactors::by_context;
@@ -264,7 +265,7 @@ std::vector<TensorDecl> decoder_tensors(const Hyperparameters& hp) {
   Declarations d;
   d.enter(TensorDecl::Scope::embedding);
   d.embedding("token_embd.weight", {hp.n_embd, hp.n_vocab});
-  if (hp.form.positions == Positions::learned) d.embedding("position_embd.weight", {hp.n_embd, hp.n_ctx_train});
+  if (hp.form.positions == Positions::learned) d.embedding("position_embd.weight", {hp.n_embd, hp.n_positions});
   d.enter(TensorDecl::Scope::every);
   declare_rope_factors(d, hp);
   for (uint32_t layer = 0; layer < hp.n_layer; ++layer) declare_layer(d, hp, layer);

@@ -28,6 +28,7 @@ struct Hyperparameters {
   uint32_t n_ctx_train = 0;
   uint32_t n_ctx_original = 0;  // context of the training before that for long contexts; n_ctx_train: there was none
   bool serves_long_context = false;  // contexts are longer than n_ctx_original
+  uint32_t n_positions = 0;          // length of the table of learned positions; 0: there is none
   uint32_t n_embd = 0;
   uint32_t n_vocab = 0;
   // Per layer.

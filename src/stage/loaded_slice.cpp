@@ -242,9 +242,7 @@ SliceSession::SliceSession(std::shared_ptr<const LoadedSlice> slice, const Cache
   limits_.n_vocab = hp.n_vocab;
   limits_.block_tokens = cache.block_tokens;
   limits_.n_blocks = cache.n_blocks;
-  for (const graph::WeightSpec& spec : slice_->graph().weights) {
-    if (spec.name == "position_embd.weight") max_positions_ = hp.n_ctx_train;
-  }
+  if (slice_->slice().embeds && hp.n_positions > 0) max_positions_ = hp.n_positions;
 
   MemoryNeed need = need_of(arch, hp, slice_->graph(), slice_->slice(), cache, slice_->device());
   need.weights = 0;  // held already

@@ -118,7 +118,8 @@ TEST(Hyperparameters, ComputeYarnFactors) {
 // The same keys for another architecture.
 gguf::Metadata as_arch(const std::string& arch) {
   gguf::Metadata m("test.gguf");
-  for (const auto& [key, value] : llama_metadata().entries()) {
+  const gguf::Metadata llama = llama_metadata();
+  for (const auto& [key, value] : llama.entries()) {
     m.set(key.starts_with("llama.") ? arch + key.substr(5) : key, value);
   }
   m.set("general.architecture", Value::of(arch));
