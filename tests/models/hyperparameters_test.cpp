@@ -200,6 +200,11 @@ TEST(Decoder, DividesGraniteLogitsAndRefusesToDivideByZero) {
   gguf::Metadata m = as_arch("granite");
   m.set("granite.logit_scale", Value::of(8.0f));
   EXPECT_EQ(find_arch("granite").read(m).logit_scale, 0.125f);
+  m.set("granite.deepstack_mapping", Value::of(std::vector<int32_t>{-1, -1}));
+  EXPECT_NO_THROW(find_arch("granite").read(m));
+  m.set("granite.deepstack_mapping", Value::of(std::vector<int32_t>{-1, 0}));
+  EXPECT_NE(message_of<NotSupportedError>(m).find("granite.deepstack_mapping"), std::string::npos);
+  m.set("granite.deepstack_mapping", Value::of(std::vector<int32_t>{-1, -1}));
   m.set("granite.logit_scale", Value::of(0.0f));
   EXPECT_NE(message_of<FormatError>(m).find("granite.logit_scale"), std::string::npos);
 }
