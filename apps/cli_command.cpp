@@ -1,17 +1,17 @@
-// caravan cli (llama-cli): a completion in the terminal.
+// caravan cli (llama-cli): a conversation in the terminal, or the continuation of a text.
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <csignal>
 #include <cstdio>
-#include <iostream>
+#include <optional>
 
 #include "base/file.h"
 #include "base/log.h"
+#include "chat_loop.h"
 #include "commands.h"
-#include "engine/engine.h"
-#include "model_options.h"
+#include "generate.h"
+#include "interrupts.h"
+#include "line_reader.h"
 
 namespace caravan::app {
 namespace {
@@ -19,28 +19,99 @@ namespace {
 struct CliOptions {
   ModelOptions model;
   engine::SamplingParams sampling;
-  std::string prompt;
-  bool has_prompt = false, interactive = false, escape = true, display_prompt = true, special = false;
+  std::optional<engine::GrammarSpec> grammar;
+  std::string prompt, system_prompt, chat_template;
+  bool tells_reasoning = true;
+  nlohmann::ordered_json template_arguments = nlohmann::ordered_json::object();
+  std::optional<bool> conversation;  // -cnv, -no-cnv
+  bool has_prompt = false, interactive = false, interactive_first = false, single_turn = false;
+  bool escape = true, display_prompt = true, special = false, shows_timings = true;
+  MessageEnd message_end = MessageEnd::by_line;
+  ColorMode colors = ColorMode::automatic;
   int n_predict = -1;
   std::vector<std::string> stop;
 };
 
-std::atomic<int> interrupts{0};  // set by the signal handler, which can reach nothing else
-extern "C" void count_interrupt(int) { interrupts.fetch_add(1); }
+std::string read_text_argument(const std::string& path) {
+  std::string text = read_text_file(path);
+  if (text.ends_with('\n')) text.pop_back();
+  return text;
+}
+
+void add_chat_options(OptionParser& parser, CliOptions& o) {
+  parser.section("Conversation");
+  parser.add({{"-cnv", "--conversation"},
+              "",
+              "talk, with -p as the first message (the default without -p, -f and -i if the model has a chat template)",
+              {},
+              [&o](const std::string&) { o.conversation = true; }});
+  parser.add({{"-no-cnv", "--no-conversation"}, "", "continue the prompt as it is", {}, [&o](const std::string&) {
+                o.conversation = false;
+              }});
+  parser.add({{"-sys", "--system-prompt"},
+              "TEXT",
+              "what the model is told before the first message",
+              {},
+              into(o.system_prompt)});
+  parser.add({{"-sysf", "--system-prompt-file"}, "FILE", "file that holds it", {}, [&o](const std::string& value) {
+                o.system_prompt = read_text_argument(value);
+              }});
+  parser.add({{"-st", "--single-turn"}, "", "end after the answer to -p", {}, into(o.single_turn)});
+  parser.add({{"-mli", "--multiline-input"},
+              "",
+              "a message ends with a line that ends in a backslash",
+              {},
+              [&o](const std::string&) { o.message_end = MessageEnd::until_backslash; }});
+  parser.add({{"--chat-template"},
+              "TEMPLATE",
+              "chat template: Jinja source, or a name such as chatml (the model's own)",
+              {"LLAMA_ARG_CHAT_TEMPLATE"},
+              into(o.chat_template)});
+  parser.add({{"--chat-template-file"},
+              "FILE",
+              "the same from a file",
+              {"LLAMA_ARG_CHAT_TEMPLATE_FILE"},
+              [&o](const std::string& value) { o.chat_template = read_text_argument(value); }});
+  parser.add({{"--reasoning-format"},
+              "FORMAT",
+              "auto, deepseek: reasoning is marked and dimmed; none: shown as the model writes it (auto)",
+              {"LLAMA_ARG_THINK"},
+              [&o](const std::string& value) {
+                if (value != "auto" && value != "deepseek" && value != "none")
+                  throw RequestError("expected auto, deepseek or none, found '" + value + "'");
+                o.tells_reasoning = value != "none";
+              }});
+  parser.add({{"--chat-template-kwargs"},
+              "JSON",
+              "an object with more variables for the template",
+              {"LLAMA_ARG_CHAT_TEMPLATE_KWARGS"},
+              [&o](const std::string& value) {
+                o.template_arguments = nlohmann::ordered_json::parse(value, nullptr, false);
+                if (!o.template_arguments.is_object())
+                  throw RequestError("expected a JSON object, found '" + value + "'");
+              }});
+  parser.add({{"--color", "--colors"},
+              "[on|off|auto]",
+              "colours (auto: on a terminal, unless NO_COLOR is set)",
+              {},
+              [&o](const std::string& value) { o.colors = parse_color_mode(value); }});
+  parser.add({{"--no-show-timings"}, "", "no speed after an answer", {}, into(o.shows_timings, false)});
+}
 
 OptionParser make_parser(CliOptions& o) {
-  OptionParser parser("caravan cli -m FILE -p TEXT [-n N] [--rpc HOST:PORT,...] [options]",
-                      "Continues a prompt in the terminal. Also runs under the name llama-cli.\n"
-                      "Ctrl-C ends the answer; with -i the next line of input continues the text.");
+  OptionParser parser(
+      "caravan cli -m FILE [-p TEXT] [-n N] [--rpc HOST:PORT,...] [options]",
+      "Talks with a model in the terminal, or continues a text (-p). Also runs under the name llama-cli.\n"
+      "Ctrl-C ends the answer, and the program where a message is expected. /help lists the commands of a\n"
+      "conversation; with -i a text goes on with the next line of input.");
   add_model_options(parser, o.model);
   parser.section("Text");
-  parser.add({{"-p", "--prompt"}, "TEXT", "text to continue", {}, [&o](const std::string& value) {
+  parser.add({{"-p", "--prompt"}, "TEXT", "text to continue, or the first message", {}, [&o](const std::string& value) {
                 o.prompt = value;
                 o.has_prompt = true;
               }});
   parser.add({{"-f", "--file"}, "FILE", "file that holds the prompt", {}, [&o](const std::string& value) {
-                o.prompt = read_text_file(value);
-                if (!o.prompt.empty() && o.prompt.back() == '\n') o.prompt.pop_back();
+                o.prompt = read_text_argument(value);
                 o.has_prompt = true;
                 o.escape = false;
               }});
@@ -49,6 +120,8 @@ OptionParser make_parser(CliOptions& o) {
               "most tokens of the answer, -1: no limit (-1)",
               {"LLAMA_ARG_N_PREDICT"},
               into(o.n_predict, -2, INT32_MAX)});
+  parser.add(
+      {{"-if", "--interactive-first"}, "", "a conversation that begins with input", {}, into(o.interactive_first)});
   parser.add(
       {{"-i", "--interactive"}, "", "read further lines from the terminal after the answer", {}, into(o.interactive)});
   parser.add({{"-r", "--reverse-prompt"},
@@ -59,94 +132,87 @@ OptionParser make_parser(CliOptions& o) {
   parser.add({{"--no-display-prompt"}, "", "print the answer only", {}, into(o.display_prompt, false)});
   parser.add({{"--no-escape"}, "", "take backslashes in -p as they are", {}, into(o.escape, false)});
   parser.add({{"-sp", "--special"}, "", "recognise special tokens in the prompt", {}, into(o.special)});
+  add_chat_options(parser, o);
   add_sampling_options(parser, o.sampling);
   add_log_options(parser, o.model.log_level);
   add_known_model_flags(parser);
-  parser.accepted({"-no-cnv", "--no-conversation"}, "", "the prompt is always continued as it is");
   parser.accepted({"-e", "--escape"}, "", "escapes in -p are processed unless --no-escape is given");
-  parser.accepted({"--simple-io"}, "", "nothing is ever drawn");
-  parser.unsupported({"-cnv",
-                      "--conversation",
-                      "-if",
-                      "--interactive-first",
-                      "-sys",
-                      "--system-prompt",
-                      "-sysf",
-                      "--in-prefix",
-                      "--in-suffix",
-                      "--multiline-input",
-                      "-mli",
-                      "--color",
-                      "--prompt-cache",
-                      "-bf",
-                      "--binary-file",
-                      "--keep",
-                      "--chat-template",
-                      "--verbose-prompt",
-                      "-st",
-                      "--single-turn"});
+  parser.accepted({"--simple-io"}, "", "lines are edited on terminals only");
+  parser.accepted({"--show-timings"}, "", "the speed is said unless --no-show-timings is given");
+  parser.accepted({"--jinja"}, "", "chat templates are always Jinja");
+  parser.unsupported({"--no-jinja", "--in-prefix", "--in-suffix", "--in-prefix-bos", "--prompt-cache", "-bf",
+                      "--binary-file", "--keep", "--verbose-prompt", "--image", "--server-base"});
   return parser;
 }
 
-struct Answer {
-  std::vector<int32_t> tokens;
-  engine::Timings timings;
-  std::string ending;  // said after the text
-};
+// Whether to hold a conversation: as told, else where no text was given to continue and the model knows how.
+bool wants_chat(const CliOptions& o, const vocab::Vocabulary& vocabulary) {
+  if (o.conversation) return *o.conversation;
+  if (!o.system_prompt.empty() || o.single_turn || o.interactive_first) return true;
+  if (o.has_prompt || o.interactive) return false;
+  return !o.chat_template.empty() || vocabulary.chat_template().has_value();
+}
 
-// Prints the answer as it comes. Throws RequestError when it fails.
-Answer generate(engine::Engine& engine, std::vector<int32_t> prompt, const CliOptions& options) {
+std::string prompt_text(const CliOptions& o) { return o.escape ? unescape(o.prompt) : o.prompt; }
+
+engine::GenerateParams generate_params(const CliOptions& o) {
   engine::GenerateParams params;
-  params.prompt = std::move(prompt);
-  params.n_predict = options.n_predict;
-  params.stop = options.stop;
-  params.sampling = options.sampling;
-  const int interrupts_before = interrupts.load();
-  const auto stream = engine.submit(std::move(params));
-  Answer answer;
-  const auto start = std::chrono::steady_clock::now();
-  std::optional<std::chrono::steady_clock::time_point> first_token;
-  while (!stream->finished()) {
-    constexpr auto kInterruptCheck = std::chrono::milliseconds(50);
-    const auto event = stream->next(kInterruptCheck);
-    if (interrupts.load() != interrupts_before) {
-      stream->cancel();
-      const auto now = std::chrono::steady_clock::now();
-      const auto ms = [](auto duration) { return std::chrono::duration<double, std::milli>(duration).count(); };
-      answer.timings.predicted_n = static_cast<uint32_t>(answer.tokens.size());
-      answer.timings.prompt_ms = ms(first_token.value_or(now) - start);
-      answer.timings.predicted_ms = first_token ? ms(now - *first_token) : 0;
-      answer.ending = " [interrupted]";
-      break;
-    }
-    if (!event) continue;
-    if (const auto* token = std::get_if<engine::TokenEvent>(&*event)) {
-      if (!first_token) first_token = std::chrono::steady_clock::now();
-      answer.tokens.insert(answer.tokens.end(), token->tokens.begin(), token->tokens.end());
-      std::fwrite(token->text.data(), 1, token->text.size(), stdout);
+  params.n_predict = o.n_predict;
+  params.stop = o.stop;
+  params.sampling = o.sampling;
+  params.grammar = o.grammar;
+  return params;
+}
+
+ChatOptions chat_options(const CliOptions& o, const vocab::Vocabulary& vocabulary) {
+  ChatOptions chat;
+  chat.system_prompt = o.escape ? unescape(o.system_prompt) : o.system_prompt;
+  chat.chat_template = chat_template_source(o.chat_template, vocabulary);
+  chat.tells_reasoning = o.tells_reasoning;
+  chat.template_arguments = o.template_arguments;
+  if (o.has_prompt) chat.first_message = prompt_text(o);
+  if (o.single_turn && !o.has_prompt) throw RequestError("--single-turn needs the message: give it with -p or -f");
+  chat.single_turn = o.single_turn;
+  chat.message_end = o.message_end;
+  chat.colors = o.colors;
+  chat.shows_timings = o.shows_timings;
+  chat.generate = generate_params(o);
+  return chat;
+}
+
+// Continues the prompt; with -i then every line of input.
+int run_completion(OpenedModel& opened, engine::Engine& engine, const CliOptions& options) {
+  const auto special = options.special ? vocab::ParseSpecial::yes : vocab::ParseSpecial::no;
+  const std::string text = prompt_text(options);
+  std::vector<int32_t> context = opened.vocabulary().tokenize(text, vocab::AddSpecial::yes, special);
+  if (options.display_prompt) fmt::print("{}", text);
+  LineReader reader(LineReader::ShowsPrompt::yes);
+  bool pending = options.has_prompt;
+  for (;;) {
+    if (pending) {
+      engine::GenerateParams params = generate_params(options);
+      params.prompt = context;
+      const Answer answer = generate(engine, std::move(params), [](std::string_view piece) {
+        std::fwrite(piece.data(), 1, piece.size(), stdout);
+        std::fflush(stdout);
+      });
+      context.insert(context.end(), answer.tokens.begin(), answer.tokens.end());
+      if (answer.end == Answer::End::interrupted) fmt::print(" [interrupted]");
+      if (answer.end == Answer::End::eos && !options.interactive) fmt::print(" [end of text]");
+      fmt::print("\n");
       std::fflush(stdout);
-    } else if (const auto* end = std::get_if<engine::FinalEvent>(&*event)) {
-      answer.timings = end->timings;
-      if (end->stop_type == engine::StopType::eos && !options.interactive) answer.ending = " [end of text]";
-    } else if (const auto* error = std::get_if<engine::ErrorEvent>(&*event)) {
-      throw RequestError(error->message, error->kind);
+      if (options.shows_timings) fmt::print(stderr, "\n{}\n", describe(answer.timings));
     }
+    if (!options.interactive) return 0;
+    fmt::print("\n");
+    const Input line =
+        read_message([&](std::string_view prompt) { return reader.read_line(prompt); }, options.message_end);
+    if (line.state == Input::State::interrupted) return 130;
+    if (line.state == Input::State::end) return 0;
+    const auto more = opened.vocabulary().tokenize(line.text + "\n", vocab::AddSpecial::no, special);
+    context.insert(context.end(), more.begin(), more.end());
+    pending = true;
   }
-  return answer;
-}
-
-void print_timings(const engine::Timings& t) {
-  const auto rate = [](double n, double ms) { return ms > 0 ? n * 1000 / ms : 0.0; };
-  // The first token comes with the prompt: the time between tokens counts from it.
-  const double steps = t.predicted_n > 0 ? t.predicted_n - 1 : 0;
-  fmt::print(stderr, "\n[ prompt: {} tokens, {:.1f} tokens/s | generation: {} tokens, {:.1f} tokens/s ]\n", t.prompt_n,
-             rate(t.prompt_n, t.prompt_ms), t.predicted_n, rate(steps, t.predicted_ms));
-}
-
-void install_interrupt_handler() {
-  struct sigaction action{};
-  action.sa_handler = count_interrupt;  // without SA_RESTART: reading a line ends too
-  sigaction(SIGINT, &action, nullptr);
 }
 
 }  // namespace
@@ -158,37 +224,19 @@ int run_cli(int argc, char** argv) {
   options.model.log_level = isatty(STDERR_FILENO) == 1 ? "warn" : "info";
   if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
   configure_logging(parse_log_level(options.model.log_level));
-  if (!options.has_prompt && !options.interactive)
-    throw RequestError("no prompt: give one with -p TEXT or -f FILE, or use -i");
 
   OpenedModel opened(options.model);
   if (!opened.hyperparameters().causal) throw RequestError("this model is an encoder: use `caravan embedding`");
+  const bool chats = wants_chat(options, opened.vocabulary());
+  if (!chats && !options.has_prompt && !options.interactive)
+    throw RequestError(
+        "no prompt: give one with -p TEXT or -f FILE, or use -i; talk with -cnv (the model has no chat template)");
+  const ChatOptions chat = chats ? chat_options(options, opened.vocabulary()) : ChatOptions{};
   engine::validate(options.sampling, opened.hyperparameters().n_vocab);
   engine::Engine engine(opened.pipeline(), opened.vocabulary());
   start(opened, engine);
-  install_interrupt_handler();
-
-  const auto special = options.special ? vocab::ParseSpecial::yes : vocab::ParseSpecial::no;
-  std::string text = options.escape ? unescape(options.prompt) : options.prompt;
-  std::vector<int32_t> context = opened.vocabulary().tokenize(text, vocab::AddSpecial::yes, special);
-  if (options.display_prompt) fmt::print("{}", text);
-  bool pending = options.has_prompt;
-  for (;;) {
-    if (pending) {
-      const Answer answer = generate(engine, context, options);
-      context.insert(context.end(), answer.tokens.begin(), answer.tokens.end());
-      fmt::print("{}\n", answer.ending);
-      std::fflush(stdout);
-      print_timings(answer.timings);
-    }
-    if (!options.interactive) return 0;
-    fmt::print("\n> ");
-    std::fflush(stdout);
-    if (!std::getline(std::cin, text)) return interrupts.load() > 0 ? 130 : 0;
-    const auto more = opened.vocabulary().tokenize(text + "\n", vocab::AddSpecial::no, special);
-    context.insert(context.end(), more.begin(), more.end());
-    pending = true;
-  }
+  count_interrupts();
+  return chats ? run_chat(opened, engine, chat) : run_completion(opened, engine, options);
 }
 
 }  // namespace caravan::app

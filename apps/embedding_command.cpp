@@ -1,8 +1,9 @@
-// caravan embedding (llama-embedding): embeddings of texts on standard output.
+// caravan embedding (llama-embedding): embeddings of texts on standard output, in llama-embedding's formats.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "base/file.h"
 #include "base/log.h"
@@ -17,7 +18,7 @@ namespace {
 struct EmbeddingOptions {
   ModelOptions model;
   std::string text, separator = "\n", pooling, format;
-  bool has_text = false;
+  bool has_text = false, escape = true;
   int normalisation = 2;
 };
 
@@ -34,6 +35,7 @@ OptionParser make_parser(EmbeddingOptions& o) {
                 o.text = read_text_file(value);
                 if (!o.text.empty() && o.text.back() == '\n') o.text.pop_back();
                 o.has_text = true;
+                o.escape = false;
               }});
   parser.add({{"--embd-separator"}, "S", "what separates texts (newline)", {}, into(o.separator)});
   parser.add(
@@ -44,8 +46,10 @@ OptionParser make_parser(EmbeddingOptions& o) {
               {},
               into(o.normalisation, -1, 1000)});
   parser.add({{"--embd-output-format"}, "F", "\"\", array, json, json+ or raw (\"\")", {}, into(o.format)});
+  parser.add({{"--no-escape"}, "", "take backslashes in -p as they are", {}, into(o.escape, false)});
   add_log_options(parser, o.model.log_level);
   add_known_model_flags(parser);
+  parser.accepted({"-e", "--escape"}, "", "escapes in -p are processed unless --no-escape is given");
   parser.unsupported({"--attention", "--cls-separator"});
   return parser;
 }
@@ -84,29 +88,39 @@ std::string joined(const std::vector<float>& vector, const char* number_format, 
   return text;
 }
 
+// Each number with a space behind it, as llama-embedding prints them.
+std::string shown_numbers(std::span<const float> numbers, int normalisation) {
+  std::string text;
+  for (const float x : numbers) text += normalisation == 0 ? fmt::format("{:6.0f} ", x) : fmt::format("{:9.6f} ", x);
+  return text;
+}
+
+// Of tokens the first and last three values, of several texts the first sixteen, of one text all.
 void print_plain(const std::vector<std::vector<float>>& vectors, const std::vector<std::string>& texts,
                  const EmbeddingOptions& o, bool per_token) {
-  const char* number = o.normalisation == 0 ? "{:6.0f}" : "{:9.6f}";
+  constexpr size_t kShownOfTokens = 3, kShownOfSeveral = 16;
   for (size_t i = 0; i < vectors.size(); ++i) {
-    std::vector<float> shown = vectors[i];
-    constexpr size_t kShownOfSeveral = 16;
-    if (vectors.size() > 1 && !per_token) shown.resize(std::min(shown.size(), kShownOfSeveral));
-    fmt::print("embedding {}: {}\n", i, joined(shown, number, " "));
+    const std::span<const float> all(vectors[i]);
+    const size_t n_front = per_token ? kShownOfTokens : vectors.size() > 1 ? kShownOfSeveral : all.size();
+    fmt::print("embedding {}: {}", i, shown_numbers(all.first(std::min(all.size(), n_front)), o.normalisation));
+    if (per_token)
+      fmt::print(" ... {}", shown_numbers(all.last(std::min(all.size(), kShownOfTokens)), o.normalisation));
+    fmt::print("\n");
   }
   if (vectors.size() < 2 || per_token) return;
   fmt::print("\ncosine similarity matrix:\n\n");
-  constexpr size_t kLabel = 6;
-  for (const std::string& text : texts) fmt::print("{:>6} ", text.substr(0, kLabel));
+  constexpr size_t kColumnLabel = 6, kRowLabel = 10;
+  for (const std::string& text : texts) fmt::print("{:>6} ", text.substr(0, kColumnLabel));
   fmt::print("\n");
   for (size_t i = 0; i < vectors.size(); ++i)
-    fmt::print("{} {}\n", cosine_row(vectors, i, " "), texts[i].substr(0, kLabel));
+    fmt::print("{} {}\n", cosine_row(vectors, i, " "), texts[i].substr(0, kRowLabel));
 }
 
-void print_json(const std::vector<std::vector<float>>& vectors, bool with_cosines) {
+void print_json(const std::vector<std::vector<float>>& vectors, const char* number, bool with_cosines) {
   fmt::print("{{\n  \"object\": \"list\",\n  \"data\": [\n");
   for (size_t i = 0; i < vectors.size(); ++i)
     fmt::print("    {{\n      \"object\": \"embedding\",\n      \"index\": {},\n      \"embedding\": [{}]\n    }}{}\n",
-               i, joined(vectors[i], "{:.7f}", ","), i + 1 < vectors.size() ? "," : "");
+               i, joined(vectors[i], number, ","), i + 1 < vectors.size() ? "," : "");
   fmt::print("  ]");
   if (with_cosines && vectors.size() > 1) {
     fmt::print(",\n  \"cosineSimilarity\": [\n");
@@ -136,7 +150,8 @@ int run_embedding(int argc, char** argv) {
   engine::Engine engine(opened.pipeline(), opened.vocabulary());
   start(opened, engine);
 
-  const std::vector<std::string> texts = split_texts(options.text, options.separator);
+  const std::vector<std::string> texts =
+      split_texts(options.escape ? unescape(options.text) : options.text, options.separator);
   std::vector<std::shared_ptr<engine::TokenStream>> streams;
   for (const std::string& text : texts)
     streams.push_back(
@@ -149,18 +164,20 @@ int run_embedding(int argc, char** argv) {
       if (const auto* error = std::get_if<engine::ErrorEvent>(&*event)) throw RequestError(error->message, error->kind);
       if (auto* done = std::get_if<engine::EmbeddingEvent>(&*event))
         for (auto& vector : done->vectors) {
-          if (pooling != engine::Pooling::none) engine::normalise(vector, options.normalisation);
+          engine::normalise(vector, options.normalisation);
           vectors.push_back(std::move(vector));
         }
     }
   }
 
-  if (options.format.empty()) print_plain(vectors, texts, options, pooling == engine::Pooling::none);
-  if (options.format == "json" || options.format == "json+") print_json(vectors, options.format == "json+");
+  const char* number = options.normalisation == 0 ? "{:.0f}" : "{:.7f}";
+  const bool per_token = pooling == engine::Pooling::none;
+  if (options.format.empty()) print_plain(vectors, texts, options, per_token);
+  if (options.format == "json" || options.format == "json+")
+    print_json(vectors, number, options.format == "json+" && !per_token);
   if (options.format == "raw")
-    for (const auto& vector : vectors) fmt::print("{}\n", joined(vector, "{:.7f}", " "));
+    for (const auto& vector : vectors) fmt::print("{}\n", joined(vector, number, " "));
   if (options.format == "array") {
-    const char* number = options.normalisation == 0 ? "{:.0f}" : "{:.7f}";
     for (size_t i = 0; i < vectors.size(); ++i) fmt::print("{}{}]", i ? ",[" : "[[", joined(vectors[i], number, ","));
     fmt::print("]\n");
   }

@@ -28,7 +28,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"server", "llama-server", "serve a model over HTTP", run_server},
     {"backend", "rpc-server", "offer this machine's memory and processor to servers", run_backend},
-    {"cli", "llama-cli", "continue a prompt in the terminal", run_cli},
+    {"cli", "llama-cli", "talk with a model, or continue a text, in the terminal", run_cli},
     {"embedding", "llama-embedding", "print embeddings of texts", run_embedding},
     {"bench", "", "measure prompt and generation speed against the machine's limits", run_bench},
     {"logits", "", "write the logits of given tokens to a file", run_logits},

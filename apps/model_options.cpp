@@ -1,6 +1,9 @@
 #include "model_options.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "base/log.h"
@@ -16,6 +19,10 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr int kMaxThreads = 512;
 constexpr uint32_t kMaxParallel = 256;
 constexpr uint32_t kBlockTokens = 32;
+
+constexpr const char* kNoDownloads =
+    "nothing is ever downloaded. Fetch the GGUF file yourself, for example with `curl -LO "
+    "https://huggingface.co/USER/REPO/resolve/main/FILE.gguf`, and give it with -m FILE";
 
 tensor::DType cache_type(const std::string& name) {
   for (const tensor::DType type : {tensor::DType::f32, tensor::DType::f16, tensor::DType::q8_0}) {
@@ -59,7 +66,12 @@ cluster::ClusterOptions cluster_options(const ModelOptions& options, const model
 }
 
 std::string required_model(const ModelOptions& options) {
-  if (options.model.empty()) throw RequestError("no model: give one with -m FILE (or LLAMA_ARG_MODEL, APP_MODEL)");
+  if (options.model.empty()) {
+    const bool wants_download =
+        std::getenv("LLAMA_ARG_HF_REPO") != nullptr || std::getenv("LLAMA_ARG_MODEL_URL") != nullptr;
+    throw RequestError(fmt::format("no model: give one with -m FILE (or LLAMA_ARG_MODEL, APP_MODEL){}{}",
+                                   wants_download ? "; " : "", wants_download ? kNoDownloads : ""));
+  }
   return options.model;
 }
 
@@ -263,16 +275,9 @@ void add_known_model_flags(OptionParser& parser) {
   parser.accepted({"--no-warmup"}, "", "there is no warm-up");
   parser.accepted({"--offline"}, "", "nothing is ever downloaded");
   parser.accepted({"-kvu", "--kv-unified"}, "", "sequences always share one KV cache");
-  parser.unsupported({"-hf",
-                      "-hfr",
-                      "--hf-repo",
-                      "-hff",
-                      "--hf-file",
-                      "-hft",
-                      "--hf-token",
-                      "-mu",
-                      "--model-url",
-                      "-sm",
+  parser.unsupported({"-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token", "-mu", "--model-url"},
+                     kNoDownloads);
+  parser.unsupported({"-sm",
                       "--split-mode",
                       "-mg",
                       "--main-gpu",

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
@@ -58,8 +59,9 @@ void OptionParser::section(std::string title) { sections_.push_back(std::move(ti
 
 void OptionParser::add(Option option) { rows_.push_back({std::move(option), Row::Kind::normal, sections_.size() - 1}); }
 
-void OptionParser::unsupported(std::vector<std::string> names) {
-  for (std::string& name : names) rows_.push_back({{{std::move(name)}, "", "", {}, {}}, Row::Kind::unsupported, 0});
+void OptionParser::unsupported(std::vector<std::string> names, const std::string& instead) {
+  for (std::string& name : names)
+    rows_.push_back({{{std::move(name)}, "", instead, {}, {}}, Row::Kind::unsupported, 0});
 }
 
 void OptionParser::accepted(std::vector<std::string> names, std::string value, std::string why) {
@@ -131,7 +133,11 @@ OptionParser::Given OptionParser::read_option(int argc, char** argv, int& i) con
   const std::string name = argument.substr(0, equals);
   const Row* row = find(name);
   if (row == nullptr) unknown(name);
-  if (row->kind == Row::Kind::unsupported) throw RequestError(fmt::format("{} is not supported by this version", name));
+  if (row->kind == Row::Kind::unsupported) {
+    const std::string& instead = row->option.help;
+    throw RequestError(
+        fmt::format("{} is not supported by this version{}{}", name, instead.empty() ? "" : ": ", instead));
+  }
   const std::string& expected = row->option.value;
   const bool optional = !expected.empty() && expected.front() == '[';
   if (equals != std::string::npos) {

@@ -33,7 +33,8 @@ class OptionParser {
   void section(std::string title);
   void add(Option option);
   // Flags of llama.cpp's tools that this version knows but does not support: using one is an error that says so.
-  void unsupported(std::vector<std::string> names);
+  // instead: what to do then, said behind it.
+  void unsupported(std::vector<std::string> names, const std::string& instead = {});
   // Flags whose effect is always on, or means nothing here: accepted. value: as in Option.
   void accepted(std::vector<std::string> names, std::string value, std::string why);
   // Arguments without a dash, in order. Those that may be missing come last; help leaves out those without a name.

@@ -27,7 +27,7 @@ if [ ! -d "$CROSS_SYSROOT" ]; then
            -o APT::Sandbox::User=root)
   apt-get "${options[@]}" -qq update
   apt-get "${options[@]}" -qq -y --no-install-recommends --download-only install libc6-dev libstdc++-12-dev libboost1.81-dev \
-    libssl-dev libprotobuf-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libpcre2-dev libutf8proc-dev libgtest-dev libgmock-dev >/dev/null
+    libssl-dev libprotobuf-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libpcre2-dev libutf8proc-dev libedit-dev libgtest-dev libgmock-dev >/dev/null
   for package in "$work"/cache/archives/*.deb; do dpkg-deb -x "$package" "$CROSS_SYSROOT.new"; done
   find "$CROSS_SYSROOT.new" -type l -lname '/*' | while read -r link; do
     ln -sfn "$(realpath -m --relative-to="$(dirname "$link")" "$CROSS_SYSROOT.new$(readlink "$link")")" "$link"

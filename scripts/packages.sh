@@ -9,7 +9,7 @@ if grep -qs '^VERSION_ID="12"' /etc/os-release && grep -qs '^ID=debian' /etc/os-
 
 wanted=(ca-certificates cmake ninja-build g++ ccache mold make pkg-config python3 curl "$boost" libssl-dev
         libprotobuf-dev protobuf-compiler nlohmann-json3-dev libspdlog-dev libfmt-dev libpcre2-dev
-        libutf8proc-dev libgtest-dev libgmock-dev libbenchmark-dev)
+        libutf8proc-dev libedit-dev libgtest-dev libgmock-dev libbenchmark-dev)
 if [ "${1:-build}" = check ]; then
   wanted+=(clang-19 clang-format-19 clang-tidy-19 libclang-rt-19-dev shellcheck)
   # Large, and often there from elsewhere.

@@ -1,5 +1,6 @@
 """The command line: names, help, errors, the terminal tools."""
 
+import json
 import os
 import pathlib
 import signal
@@ -94,14 +95,46 @@ class Cli(unittest.TestCase):
 
 
 class Embedding(unittest.TestCase):
-    def test_formats(self):
-        model = kit_model("bert-dense.gguf")
-        plain = run("embedding", "-m", model, "-p", "a text")
-        self.assertEqual(plain.returncode, 0, plain.stderr)
-        self.assertTrue(plain.stdout.startswith("embedding 0: "))
-        array = run("embedding", "-m", model, "-p", "one\ntwo", "--embd-output-format", "array")
-        self.assertTrue(array.stdout.startswith("[[") and array.stdout.rstrip().endswith("]]"))
-        self.assertIn("cosineSimilarity", run("embedding", "-m", model, "-p", "one\ntwo", "--embd-output-format", "json+").stdout)
+    def setUp(self):
+        self.model = kit_model("bert-dense.gguf")
+
+    def embed(self, *arguments):
+        result = run("embedding", "-m", self.model, *arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result.stdout
+
+    def test_plain_format_prints_one_vector_whole_and_several_in_part(self):
+        one = self.embed("-p", "a text")
+        self.assertRegex(one, r"^embedding 0: (( *-?\d+\.\d{6}) ){17,}\n$")
+        several = self.embed("-p", "a text\\nanother text\\na text").split("\n")
+        for i in range(3):
+            self.assertRegex(several[i], rf"^embedding {i}: (( *-?\d+\.\d{{6}}) ){{16}}$")
+        self.assertEqual(several[3:6], ["", "cosine similarity matrix:", ""])
+        self.assertEqual(several[6], "a text anothe a text ")
+        self.assertRegex(several[7], r"^  1\.00 +-?\d\.\d\d   1\.00 a text$")
+        self.assertRegex(several[8], r"another te$")
+
+    def test_json_formats_hold_the_same_numbers(self):
+        data = json.loads(self.embed("-p", "one\\ntwo", "--embd-output-format", "json+"))
+        vectors = [entry["embedding"] for entry in data["data"]]
+        self.assertEqual([entry["index"] for entry in data["data"]], [0, 1])
+        self.assertAlmostEqual(sum(x * x for x in vectors[0]), 1, places=4)
+        self.assertAlmostEqual(data["cosineSimilarity"][0][1], sum(a * b for a, b in zip(*vectors)), delta=0.006)
+        self.assertNotIn("cosineSimilarity", self.embed("-p", "one\\ntwo", "--embd-output-format", "json"))
+        self.assertEqual(json.loads(self.embed("-p", "one\\ntwo", "--embd-output-format", "array")), vectors)
+        raw = self.embed("-p", "one\\ntwo", "--embd-output-format", "raw").splitlines()
+        self.assertEqual([[float(x) for x in line.split(" ")] for line in raw], vectors)
+
+    def test_texts_are_separated_and_scaled_as_asked(self):
+        texts = self.embed("-p", "one<#>two", "--embd-separator", "<#>", "--embd-normalize", "0", "--embd-output-format", "array")
+        vectors = json.loads(texts)
+        self.assertEqual([max(abs(x) for x in v) for v in vectors], [32760, 32760])
+        self.assertTrue(all(x == int(x) for v in vectors for x in v))
+        tokens = self.embed("-p", "one two", "--pooling", "none").splitlines()
+        self.assertGreater(len(tokens), 2)
+        self.assertRegex(tokens[0], r"^embedding 0: (( *-?\d+\.\d{6}) ){3} \.\.\. (( *-?\d+\.\d{6}) ){3}$")
+        wrong = run("embedding", "-m", self.model, "-p", "x", "--embd-output-format", "xml")
+        self.assertEqual((wrong.returncode, "xml" in wrong.stderr), (1, True))
 
 
 class Files(unittest.TestCase):
