@@ -16,7 +16,7 @@ using ::testing::HasSubstr;
 const TensorMap kTensors{
     {"token_embd.weight", {DType::q4_0, {64, 100, 1, 1}}}, {"norm.weight", {DType::f32, {64, 1, 1, 1}}},
     {"wide.weight", {DType::f16, {64, 96, 1, 1}}},         {"experts.weight", {DType::f16, {64, 32, 4, 1}}},
-    {"down.weight", {DType::f16, {32, 64, 4, 1}}},         {"odd.weight", {DType::tq1_0, {256, 4, 1, 1}}},
+    {"down.weight", {DType::f16, {32, 64, 4, 1}}},         {"odd.weight", {DType::i32, {256, 4, 1, 1}}},
     {"factors.weight", {DType::f32, {8, 1, 1, 1}}},
 };
 
