@@ -57,6 +57,7 @@ class WindowCache : public ::testing::TestWithParam<uint32_t> {
   struct Answer {
     std::vector<int32_t> tokens;
     std::vector<float> logprobs;
+    uint32_t n_cached = 0;  // prompt tokens that were not computed again
     std::string error;
   };
   static Answer collect(engine::TokenStream& stream) {
@@ -71,6 +72,7 @@ class WindowCache : public ::testing::TestWithParam<uint32_t> {
         answer.tokens.insert(answer.tokens.end(), token->tokens.begin(), token->tokens.end());
         for (const auto& step : token->probabilities) answer.logprobs.push_back(step.chosen.logprob);
       }
+      if (const auto* final = std::get_if<engine::FinalEvent>(&*event)) answer.n_cached = final->timings.cache_n;
       if (const auto* error = std::get_if<engine::ErrorEvent>(&*event)) answer.error = error->message;
     }
     return answer;
@@ -154,6 +156,26 @@ TEST_P(WindowCache, AnswersAsFullCachesDoWithSeveralBatchesInFlight) {
   }
   // The planner counted enough blocks for the windows of all slots and the rows of a batch.
   EXPECT_EQ(engine.status().counters.preemptions, 0u);
+}
+
+// Turns of a conversation: each prompt is all that was said, and a little more. What the window still sees is kept.
+TEST_P(WindowCache, AnswersAsFullCachesDoWhenAPrefixIsTakenFromTheCache) {
+  options_.n_ctx = 2 * kContext;
+  ClusterPipeline pipeline(model_, local_, nullptr, options_);
+  pipeline.start();
+  engine::Engine engine(pipeline, *vocabulary_);
+  ASSERT_TRUE(engine.wait_until_ready(seconds(60)));
+  engine::GenerateParams params = request(1, 70, 21);
+  for (int turn = 0; turn < 4; ++turn) {
+    SCOPED_TRACE(turn);
+    const Answer answer = collect(*engine.submit(params));
+    expect_as_with_full_caches(params, answer);
+    if (turn > 0) {
+      EXPECT_GE(answer.n_cached, params.prompt.size() - 12 - kBlockTokens);
+    }
+    params.prompt.insert(params.prompt.end(), answer.tokens.begin(), answer.tokens.end());
+    for (int32_t i = 0; i < 11; ++i) params.prompt.push_back(40 + i * turn);
+  }
 }
 
 }  // namespace
