@@ -9,7 +9,9 @@
 #include "base/log.h"
 #include "chat_loop.h"
 #include "commands.h"
+#include "engine/grammar.h"
 #include "generate.h"
+#include "grammar_options.h"
 #include "interrupts.h"
 #include "line_reader.h"
 
@@ -134,6 +136,7 @@ OptionParser make_parser(CliOptions& o) {
   parser.add({{"-sp", "--special"}, "", "recognise special tokens in the prompt", {}, into(o.special)});
   add_chat_options(parser, o);
   add_sampling_options(parser, o.sampling);
+  add_grammar_options(parser, o.grammar);
   add_log_options(parser, o.model.log_level);
   add_known_model_flags(parser);
   parser.accepted({"-e", "--escape"}, "", "escapes in -p are processed unless --no-escape is given");
@@ -233,6 +236,7 @@ int run_cli(int argc, char** argv) {
         "no prompt: give one with -p TEXT or -f FILE, or use -i; talk with -cnv (the model has no chat template)");
   const ChatOptions chat = chats ? chat_options(options, opened.vocabulary()) : ChatOptions{};
   engine::validate(options.sampling, opened.hyperparameters().n_vocab);
+  if (options.grammar) engine::GrammarCompiler(opened.vocabulary()).compile(*options.grammar);  // before the load
   engine::Engine engine(opened.pipeline(), opened.vocabulary());
   start(opened, engine);
   count_interrupts();

@@ -13,7 +13,9 @@
 #include "base/log.h"
 #include "commands.h"
 #include "engine/engine.h"
+#include "engine/grammar.h"
 #include "gguf/file_type.h"
+#include "grammar_options.h"
 #include "http/server.h"
 #include "model_options.h"
 #include "server/api.h"
@@ -55,7 +57,11 @@ OptionParser make_parser(ServerCommandOptions& o) {
                       "Serves a GGUF model over HTTP with llama-server's API. Also runs under the name llama-server.");
   add_model_options(parser, o.model);
   parser.section("HTTP");
-  parser.add({{"--host"}, "HOST", "address to listen on, or the path of a Unix socket, ending in .sock (127.0.0.1)", {"LLAMA_ARG_HOST", "APP_BIND"}, into(o.host)});
+  parser.add({{"--host"},
+              "HOST",
+              "address to listen on, or the path of a Unix socket, ending in .sock (127.0.0.1)",
+              {"LLAMA_ARG_HOST", "APP_BIND"},
+              into(o.host)});
   parser.add({{"--port"},
               "N",
               "port to listen on, 0: any free one (8080)",
@@ -73,11 +79,8 @@ OptionParser make_parser(ServerCommandOptions& o) {
               "more such keys, one on each line; lines that begin with # are comments",
               {"LLAMA_ARG_API_KEY_FILE"},
               [&o](const std::string& path) { read_api_keys(path, o.api.api_keys); }});
-  parser.add({{"--ssl-key-file"},
-              "FILE",
-              "private key (PEM) for HTTPS",
-              {"LLAMA_ARG_SSL_KEY_FILE"},
-              into(o.tls_key_file)});
+  parser.add(
+      {{"--ssl-key-file"}, "FILE", "private key (PEM) for HTTPS", {"LLAMA_ARG_SSL_KEY_FILE"}, into(o.tls_key_file)});
   parser.add({{"--ssl-cert-file"},
               "FILE",
               "certificate chain (PEM) for HTTPS",
@@ -172,14 +175,15 @@ OptionParser make_parser(ServerCommandOptions& o) {
               {"LLAMA_ARG_POOLING"},
               into(o.pooling)});
   add_sampling_options(parser, o.api.sampling);
+  add_grammar_options(parser, o.api.grammar);
   add_log_options(parser, o.model.log_level);
   add_known_model_flags(parser);
   parser.accepted({"--metrics"}, "", "/metrics is always there");
   parser.accepted({"-cb", "--cont-batching"}, "", "requests are always batched together");
   parser.accepted({"--jinja"}, "", "chat templates are not rendered by this version");
   parser.accepted({"--no-jinja"}, "", "chat templates are not rendered by this version");
-  parser.unsupported({"-nocb", "--no-cont-batching", "--chat-template", "--chat-template-file", "--path", "--reasoning-format", "--reasoning-budget", "--models-dir",
-                      "--sleep-idle-seconds", "--tools"});
+  parser.unsupported({"-nocb", "--no-cont-batching", "--chat-template", "--chat-template-file", "--path",
+                      "--reasoning-format", "--reasoning-budget", "--models-dir", "--sleep-idle-seconds", "--tools"});
   return parser;
 }
 
@@ -238,6 +242,7 @@ int run_server(int argc, char** argv) {
   options.api.n_batch = options.model.n_batch;
   OpenedModel opened(options.model);
   engine::validate(options.api.sampling, opened.hyperparameters().n_vocab);
+  if (options.api.grammar) engine::GrammarCompiler(opened.vocabulary()).compile(*options.api.grammar);
   engine::EngineOptions engine_options;
   engine_options.max_queue = options.max_queue;
   engine_options.context_shift = options.context_shift;

@@ -6,9 +6,9 @@
 #include <string_view>
 
 #include "engine/engine.h"
-#include "gguf/metadata.h"
 #include "http/message.h"
 #include "server/params.h"
+#include "vocabulary.h"
 
 namespace caravan {
 namespace {
@@ -28,24 +28,6 @@ class NoPipeline : public engine::Pipeline {
   std::mutex mutex_;
   std::condition_variable woken_;
 };
-
-std::unique_ptr<const vocab::Vocabulary> byte_vocabulary() {
-  std::vector<std::string> texts = {"<unk>", "<s>", "</s>"};
-  std::vector<int32_t> types = {2, 3, 3};  // unknown, control, control
-  constexpr char kHex[] = "0123456789ABCDEF";
-  for (int byte = 0; byte < 256; ++byte) {
-    texts.push_back(std::string("<0x") + kHex[byte / 16] + kHex[byte % 16] + ">");
-    types.push_back(6);  // a byte
-  }
-  gguf::Metadata metadata("fuzzing");
-  metadata.set("tokenizer.ggml.model", gguf::Value::of("llama"));
-  metadata.set("tokenizer.ggml.scores", gguf::Value::of(std::vector<float>(texts.size(), 0.0f)));
-  metadata.set("tokenizer.ggml.tokens", gguf::Value::of(std::move(texts)));
-  metadata.set("tokenizer.ggml.token_type", gguf::Value::of(types));
-  metadata.set("tokenizer.ggml.bos_token_id", gguf::Value::of(uint32_t{1}));
-  metadata.set("tokenizer.ggml.eos_token_id", gguf::Value::of(uint32_t{2}));
-  return vocab::Vocabulary::load(metadata);
-}
 
 void require(bool holds, const char* what) {
   if (!holds) {
@@ -100,7 +82,7 @@ void check_error(std::exception_ptr error) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace caravan;
-  static const auto vocabulary = byte_vocabulary();
+  static const auto vocabulary = fuzz::byte_vocabulary();
   static NoPipeline pipeline;
   static engine::Engine engine(pipeline, *vocabulary);
   static const server::Api api{engine, *vocabulary, {}, {}};

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "engine/grammar.h"
 #include "engine/pooling.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -66,6 +67,7 @@ class Engine::Impl {
       : pipeline_(pipeline),
         vocabulary_(vocabulary),
         options_(options),
+        grammars_(vocabulary),
         waker_(std::make_shared<Waker>(pipeline)),
         scheduler_(options.n_parallel, options.max_in_flight),
         thread_([this] { run(); }) {}
@@ -118,6 +120,7 @@ class Engine::Impl {
   Pipeline& pipeline_;
   const vocab::Vocabulary& vocabulary_;
   const EngineOptions options_;
+  GrammarCompiler grammars_;
   const std::shared_ptr<Waker> waker_;
 
   mutable std::mutex mutex_;  // guards the members up to the blank line
@@ -171,8 +174,11 @@ std::shared_ptr<TokenStream> Engine::Impl::accept(std::unique_ptr<Sequence> sequ
 }
 
 std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
-  std::unique_lock lock(mutex_);
+  std::unique_lock lock(mutex_, std::defer_lock);
   try {
+    std::optional<GrammarConstraint> grammar;
+    if (params.grammar) grammar = grammars_.compile(*params.grammar);  // may take milliseconds
+    lock.lock();
     const PlanSummary& plan = usable_plan();
     if (is_encoder(plan)) {
       throw RequestError("this model is an encoder: it embeds texts and cannot continue them",
@@ -180,7 +186,6 @@ std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
     }
     check_tokens(params.prompt, plan, "prompt");
     validate(params.sampling, plan.n_vocab);
-    if (params.grammar) throw RequestError("Field 'grammar': not supported", RequestError::Kind::not_supported);
     check_fits(plan, static_cast<uint32_t>(params.prompt.size()), false);
     const uint32_t seed = params.sampling.seed ? *params.sampling.seed : std::random_device{}();
     std::vector<int32_t> banned = vocabulary_.suppressed_tokens();
@@ -198,11 +203,13 @@ std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
         Generation{std::move(asked), params.n_predict, params.max_predict_ms, params.report_progress,
                    Sampler(std::move(params.sampling), seed, banned, plan.n_vocab, &vocabulary_),
                    AnswerText(vocabulary_, std::move(params.stop), params.n_indent)});
+    if (grammar) sequence->generation->sampler.constrain(std::move(*grammar));
     auto stream = accept(std::move(sequence), seed);
     lock.unlock();
     pipeline_.wake();
     return stream;
   } catch (const RequestError&) {
+    if (!lock.owns_lock()) lock.lock();
     ++status_.counters.refused;
     throw;
   }
@@ -540,9 +547,24 @@ void Engine::Impl::note_first_token(Sequence& sequence) {
 
 void Engine::Impl::take_token(Sequence& sequence, const stage::RowOutput& row) {
   Generation& generation = *sequence.generation;
-  Sampler::Choice choice = generation.sampler.sample(row, sequence.history());
+  Sampler::Choice choice;
+  try {
+    choice = generation.sampler.sample(row, sequence.history());
+  } catch (const RequestError& error) {
+    fail(sequence.id, error.kind(), error.what());
+    return;
+  }
   sequence.awaits_output = false;
+  if (choice.kind == Sampler::Choice::Kind::all_logits_needed) {
+    --sequence.n_scheduled;  // the same row again: it writes the same keys and values, and asks for more
+    --sequence.n_evaluated;
+    return;
+  }
   note_first_token(sequence);
+  if (choice.kind == Sampler::Choice::Kind::end) {
+    finish(sequence, StopType::eos, {}, false);
+    return;
+  }
   sequence.last_token = Clock::now();
   sequence.tokens.push_back(choice.token);
   if (sequence.n_discarded > 0) sequence.full_history.push_back(choice.token);

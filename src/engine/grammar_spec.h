@@ -17,7 +17,7 @@ struct GrammarTrigger {
     pattern_full,  // the whole answer so far matches text; otherwise like pattern
   };
   Kind kind = Kind::word;
-  std::string text;
+  std::string text = {};
   int32_t token = -1;  // Kind::token
   bool operator==(const GrammarTrigger&) const = default;
 };
@@ -25,11 +25,11 @@ struct GrammarTrigger {
 // The answer must be a text of the grammar; an end-of-generation token is possible only where the grammar can end.
 // For a JSON schema, text comes from grammar_for_schema() or SchemaGrammar (json_schema.h).
 struct GrammarSpec {
-  std::string text;                      // GBNF, docs/grammar.md; its first symbol is the rule root
-  bool lazy = false;                     // nothing is constrained before a trigger occurs
-  std::vector<GrammarTrigger> triggers;  // at least one when lazy, else none
+  std::string text = {};                      // GBNF, docs/grammar.md; its first symbol is the rule root
+  bool lazy = false;                          // nothing is constrained before a trigger occurs
+  std::vector<GrammarTrigger> triggers = {};  // at least one when lazy, else none
   // Control tokens that the grammar may match by their text. Others occur only where it names them: <[id]>, <text>.
-  std::vector<int32_t> special_tokens;
+  std::vector<int32_t> special_tokens = {};
   bool operator==(const GrammarSpec&) const = default;
 };
 

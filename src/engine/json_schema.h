@@ -12,6 +12,9 @@ namespace caravan::engine {
 // Collects the rules of a grammar: those of schemas and others, e.g. for a tool call around its arguments.
 class SchemaGrammar {
  public:
+  // Has the rules that JSON is made of: value, object, array, string, number, boolean, null, space and their parts.
+  SchemaGrammar();
+
   // Adds the rules for a JSON value that schema accepts and returns the name of the one to refer to: name, or name
   // with a number when it is taken. References ("$ref") are looked up in schema itself.
   // Throws RequestError naming the path in the schema and what is not supported or contradictory there.
@@ -25,7 +28,11 @@ class SchemaGrammar {
   std::string text() const;
 
  private:
-  std::map<std::string, std::string, std::less<>> rules_;
+  friend class SchemaConverter;
+  // A name that no rule has, for a rule that refers to itself; its body is set later.
+  std::string reserve(std::string_view name);
+
+  std::map<std::string, std::string, std::less<>> rules_;  // body by name
 };
 
 // text as a GBNF literal, quotes included.

@@ -15,7 +15,8 @@ constexpr uint64_t mix64(uint64_t x) {
 }
 
 // Who draws: every purpose has numbers of its own at each position.
-enum class RandomStream : uint64_t { token = 0, xtc = 1 };
+// masked: the second draw, when the grammar refused the first.
+enum class RandomStream : uint64_t { token = 0, xtc = 1, masked = 2 };
 
 // A uniform number in [0, 1) with 53 random bits.
 constexpr double uniform(uint32_t seed, uint64_t position, RandomStream stream = RandomStream::token) {

@@ -14,6 +14,11 @@ namespace {
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr int32_t kMaxTopK = 256;       // above, all logits are fetched
 constexpr size_t kMaxCandidates = 512;  // the same, with room for penalised and biased ids
+// With a grammar: so many candidates are fetched that most often some are allowed; and after a row where none were, all
+// logits for some tokens, because a model that goes against the grammar does so again.
+constexpr size_t kGrammarCandidates = 256;
+constexpr uint32_t kFullRows = 32;
+constexpr size_t kMaxRefusals = 1000;  // tokens tried at one place of a lazy grammar
 
 CandidateList candidates_of(const stage::RowOutput& output, std::span<const int32_t> named_ids) {
   CandidateList list;
@@ -92,6 +97,11 @@ Sampler::Sampler(SamplingParams params, uint32_t seed, std::span<const int32_t> 
   biases_ = merged(std::move(biases));
 }
 
+void Sampler::constrain(GrammarConstraint grammar) {
+  CARAVAN_ASSERT(vocabulary_ != nullptr, "who has a grammar gives the texts of tokens");
+  grammar_ = std::move(grammar);
+}
+
 bool Sampler::uses(SamplerFunction function) const {
   return std::any_of(chain_.begin(), chain_.end(), [=](const SamplerRow* row) { return row->apply == function; });
 }
@@ -124,8 +134,9 @@ Sampler::Changes Sampler::changes(std::span<const int32_t> history) {
 // become, the first k of the changed list holds at most k unchanged ids, and those are among the first k + n_named of
 // the raw order. What follows sees the same list: either top_k cuts it to these k, or the samplers in between keep the
 // first and a temperature of 0 takes it.
-stage::OutputRequest Sampler::need(std::span<const int32_t> history) {
-  const stage::OutputRequest all_logits{0, stage::OutputKind::logits, 0, {}};
+//
+// The count k of such a prefix; nullopt: all logits may matter.
+std::optional<size_t> Sampler::n_leading() const {
   auto rest = chain_.begin();
   while (rest != chain_.end() && (*rest)->effect == SamplerEffect::named) ++rest;
   const bool takes_first = params_.temperature <= 0 && params_.dynatemp_range <= 0;
@@ -135,10 +146,17 @@ stage::OutputRequest Sampler::need(std::span<const int32_t> history) {
                         return row->effect == SamplerEffect::keeps_first;
                       });
   const bool cut_first = rest != chain_.end() && (*rest)->apply == apply_top_k && params_.top_k <= kMaxTopK;
-  if (!greedy && !cut_first) return all_logits;
+  if (!greedy && !cut_first) return std::nullopt;
+  return greedy ? 1 : static_cast<size_t>(params_.top_k);
+}
+
+stage::OutputRequest Sampler::need(std::span<const int32_t> history) {
+  const stage::OutputRequest all_logits{0, stage::OutputKind::logits, 0, {}};
+  const std::optional<size_t> k = n_leading();
+  if (!k || n_full_rows_ > 0) return all_logits;
   std::vector<int32_t> named = changes(history).named_ids;
-  const size_t k = greedy ? 1 : static_cast<size_t>(params_.top_k);
-  const size_t top = std::max(k + named.size(), static_cast<size_t>(params_.n_probs));
+  size_t top = std::max(*k + named.size(), static_cast<size_t>(params_.n_probs));
+  if (grammar_) top = std::max(top, kGrammarCandidates);
   if (top > kMaxCandidates || top >= n_vocab_) return all_logits;
   return {0, stage::OutputKind::candidates, static_cast<uint32_t>(top), std::move(named)};
 }
@@ -186,13 +204,77 @@ StepProbabilities Sampler::drawn_probabilities(CandidateList list, int32_t chose
   return result;
 }
 
+int32_t Sampler::draw_from(CandidateList& list, const Changes& changes, uint64_t position, RandomStream stream) {
+  const SamplerStep step{changes.counts, changes.dry, uniform(seed_, position, RandomStream::xtc)};
+  for (const SamplerRow* sampler : chain_) sampler->apply(list, params_, step);
+  return final_draw_.draw_from(list, uniform(seed_, position, stream));
+}
+
+// The candidates that the grammar allows, biases applied, without those that can never be drawn; refused: those that
+// are known not to be allowed while a lazy grammar waits. nullopt: fewer than the chain looks at, and others may be
+// allowed.
+std::optional<CandidateList> Sampler::allowed_candidates(const stage::RowOutput& output, const Changes& changes,
+                                                         std::span<const int32_t> refused) {
+  CandidateList list = biased_candidates(output, changes.named_ids);
+  const TokenMask* mask = grammar_->mask();
+  std::erase_if(list.items, [&](const Candidate& candidate) {
+    if (static_cast<size_t>(candidate.id) >= vocabulary_->size()) return true;  // the output matrix has more rows
+    if (mask != nullptr) return !mask->allows(candidate.id);
+    return std::find(refused.begin(), refused.end(), candidate.id) != refused.end();
+  });
+  if (output.kind == stage::OutputKind::candidates && (mask == nullptr || mask->count() > list.items.size())) {
+    const auto n_named = std::count_if(list.items.begin(), list.items.end(), [&](const Candidate& candidate) {
+      return std::binary_search(changes.named_ids.begin(), changes.named_ids.end(), candidate.id);
+    });
+    if (list.items.size() - static_cast<size_t>(n_named) < n_leading().value_or(n_vocab_)) return std::nullopt;
+  }
+  std::erase_if(list.items, [](const Candidate& candidate) { return candidate.logit == kMinusInfinity; });
+  return list;
+}
+
+bool Sampler::allowed(int32_t token) {
+  return static_cast<size_t>(token) < vocabulary_->size() && grammar_->allows(token);
+}
+
+// The second draw: refused was drawn, and the grammar does not allow it. list becomes what was drawn from.
+Sampler::Choice Sampler::draw_allowed(const stage::RowOutput& output, const Changes& changes, uint64_t position,
+                                      int32_t refused, CandidateList& list) {
+  const FinalDraw before = final_draw_;
+  std::vector<int32_t> all_refused{refused};
+  while (all_refused.size() <= kMaxRefusals) {
+    std::optional<CandidateList> left = allowed_candidates(output, changes, all_refused);
+    if (!left) {
+      n_full_rows_ = kFullRows;
+      return {.kind = Choice::Kind::all_logits_needed, .probabilities = {}};
+    }
+    if (left->items.empty()) {
+      if (grammar_->is_complete()) return {.kind = Choice::Kind::end, .probabilities = {}};
+      throw RequestError("the grammar allows none of the model's tokens here");
+    }
+    list = std::move(*left);
+    final_draw_ = before;
+    const int32_t token = draw_from(list, changes, position, RandomStream::masked);
+    if (allowed(token)) return {.token = token, .probabilities = {}};
+    CARAVAN_ASSERT(grammar_->waits_for_trigger(), "only the mask's tokens were left");
+    all_refused.push_back(token);
+  }
+  throw RequestError("the answer comes to a trigger of the grammar in no way that the grammar allows");
+}
+
 Sampler::Choice Sampler::sample(const stage::RowOutput& output, std::span<const int32_t> history) {
   const Changes changes = this->changes(history);
+  const uint64_t position = history.size();
   CandidateList list = biased_candidates(output, changes.named_ids);
-  const SamplerStep step{changes.counts, changes.dry, uniform(seed_, history.size(), RandomStream::xtc)};
-  for (const SamplerRow* sampler : chain_) sampler->apply(list, params_, step);
+  const FinalDraw before = final_draw_;
   Choice choice;
-  choice.token = final_draw_.draw_from(list, uniform(seed_, history.size()));
+  choice.token = draw_from(list, changes, position, RandomStream::token);
+  if (grammar_ && !allowed(choice.token)) {
+    final_draw_ = before;
+    choice = draw_allowed(output, changes, position, choice.token, list);
+    if (choice.kind != Choice::Kind::token) return choice;
+  }
+  if (n_full_rows_ > 0) --n_full_rows_;
+  if (grammar_ && !vocabulary_->is_end_of_generation(choice.token)) grammar_->accept(choice.token);
   if (params_.n_probs > 0) {
     choice.probabilities = params_.post_sampling_probs ? drawn_probabilities(std::move(list), choice.token)
                                                        : model_probabilities(output, changes.named_ids, choice.token);

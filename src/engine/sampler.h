@@ -9,6 +9,8 @@
 
 #include "engine/dry.h"
 #include "engine/final_draw.h"
+#include "engine/grammar.h"
+#include "engine/random.h"
 #include "engine/request.h"
 #include "engine/sampler_table.h"
 #include "engine/sampling_params.h"
@@ -27,9 +29,13 @@ class Sampler {
  public:
   // banned: ids that are never chosen (the model's suppressed tokens, and the end-of-generation ones with ignore_eos).
   // params must be valid for n_vocab. vocabulary gives the texts of tokens, among which dry finds its sequence
-  // breakers; it must outlive this object, and may be null where dry is off.
+  // breakers; it must outlive this object, and may be null where dry is off and there is no grammar.
   Sampler(SamplingParams params, uint32_t seed, std::span<const int32_t> banned, uint32_t n_vocab,
           const vocab::Vocabulary* vocabulary);
+
+  // Every token that is chosen from now on is one that the grammar allows at its place: the chain draws as without it,
+  // and only when the grammar refuses what was drawn, it draws once more from the tokens that are allowed.
+  void constrain(GrammarConstraint grammar);
 
   // The cheapest output from which sample() chooses exactly the token that all logits would give: top candidates
   // with the logits of all biased and penalised ids, or all logits. history: prompt and answer so far, that of the
@@ -37,12 +43,22 @@ class Sampler {
   stage::OutputRequest need(std::span<const int32_t> history);
 
   struct Choice {
+    enum class Kind : uint8_t {
+      token,
+      all_logits_needed,  // too few of the candidates are allowed: need() now asks for all logits of the same row
+      end,                // the grammar is complete, and the model's end-of-generation tokens are banned or missing
+    };
+    Kind kind = Kind::token;
     int32_t token = 0;
     std::optional<StepProbabilities> probabilities;  // when n_probs > 0
   };
-  // Chooses the token that follows history: to be called once for every token of the answer. output: logits, or the
-  // candidates that need(history) asked for.
+  // Chooses the token that follows history: to be called until there is one for every token of the answer. output:
+  // logits, or the candidates that need(history) asked for. Throws RequestError when the grammar allows no token, or
+  // cannot be followed any more.
   Choice sample(const stage::RowOutput& output, std::span<const int32_t> history);
+
+  // Whether sample() may answer all_logits_needed.
+  bool may_need_all_logits() const { return grammar_.has_value(); }
 
   uint32_t seed() const { return seed_; }
 
@@ -55,6 +71,13 @@ class Sampler {
   };
   Changes changes(std::span<const int32_t> history);
   void track_breakers(std::span<const int32_t> history);
+  std::optional<size_t> n_leading() const;
+  bool allowed(int32_t token);
+  int32_t draw_from(CandidateList& list, const Changes& changes, uint64_t position, RandomStream stream);
+  std::optional<CandidateList> allowed_candidates(const stage::RowOutput& output, const Changes& changes,
+                                                  std::span<const int32_t> refused);
+  Choice draw_allowed(const stage::RowOutput& output, const Changes& changes, uint64_t position, int32_t refused,
+                      CandidateList& list);
   bool uses(SamplerFunction function) const;
   CandidateList biased_candidates(const stage::RowOutput& output, std::span<const int32_t> named_ids) const;
   StepProbabilities model_probabilities(const stage::RowOutput& output, std::span<const int32_t> named_ids,
@@ -70,6 +93,8 @@ class Sampler {
   BreakerTracker breakers_;
   size_t n_tracked_ = 0;  // tokens of the history that breakers_ has seen
   FinalDraw final_draw_;
+  std::optional<GrammarConstraint> grammar_;
+  uint32_t n_full_rows_ = 0;  // tokens for which all logits are asked for, after the grammar needed them
 };
 
 }  // namespace caravan::engine

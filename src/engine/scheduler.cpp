@@ -244,7 +244,7 @@ std::vector<Scheduler::Chunk> Scheduler::choose() {
     if (!sequence->slot || sequence->awaits_output || sequence->decodes() || sequence->n_remaining() == 0) continue;
     if (rows_left == 0) break;
     // As late as possible: what older sequences compute meanwhile is shared too.
-    if (sequence->uses_cache && sequence->n_scheduled == 0) take_cached_prefix(*sequence);
+    if (sequence->uses_cache && sequence->n_scheduled == 0 && !sequence->holds_blocks()) take_cached_prefix(*sequence);
     const bool every_row_wanted = sequence->embedding && sequence->embedding->n_wanted(sequence->n_tokens()) > 1;
     const uint32_t most = every_row_wanted ? std::min(rows_left, outputs_left) : rows_left;
     if (outputs_left == 0 || (encoder_ && sequence->n_remaining() > most)) break;
@@ -275,11 +275,12 @@ uint32_t Scheduler::rows_that_fit(const Sequence& sequence) const {
   return static_cast<uint32_t>(n_tokens - std::min<uint64_t>(n_tokens, sequence.n_scheduled));
 }
 
-// Gives back the blocks that no row from n_scheduled on sees.
+// Gives back the blocks that no row from n_scheduled on sees, nor the last one where that may be computed again.
 void Scheduler::drop_left_windows(Sequence& sequence) {
+  const uint32_t next = sequence.n_scheduled - (sequence.awaits_output && sequence.may_repeat_row() ? 1 : 0);
   for (uint32_t group = 0; group < allocators_.size(); ++group) {
     BlockTable& table = sequence.tables[group];
-    const uint32_t n_left = plan_.groups[group].first_visible(sequence.n_scheduled) / plan_.block_tokens;
+    const uint32_t n_left = plan_.groups[group].first_visible(next) / plan_.block_tokens;
     if (n_left <= table.n_dropped) continue;
     while (table.n_dropped < n_left) {
       allocators_[group].release(table.blocks.front());
@@ -378,10 +379,12 @@ void Scheduler::add_rows(ScheduledBatch& scheduled, const Chunk& chunk) {
   add_outputs(scheduled, part, sequence, first_row);
   scheduled.n_recomputed +=
       std::min(chunk.n_rows, sequence.n_evaluated - std::min(sequence.n_evaluated, sequence.n_scheduled));
-  const uint32_t n_whole_blocks = sequence.n_scheduled / plan_.block_tokens;
+  // A row that may be computed again must not be in a block that others share.
+  const uint32_t n_open = sequence.may_repeat_row() ? 1 : 0;
+  const uint32_t n_whole_blocks = (std::max(sequence.n_scheduled, n_open) - n_open) / plan_.block_tokens;
   sequence.n_scheduled += chunk.n_rows;
-  if (sequence.uses_cache && sequence.n_scheduled / plan_.block_tokens > n_whole_blocks)
-    cache_.insert(std::span(sequence.tokens).first(sequence.n_scheduled), sequence.tables);
+  if (sequence.uses_cache && (sequence.n_scheduled - n_open) / plan_.block_tokens > n_whole_blocks)
+    cache_.insert(std::span(sequence.tokens).first(sequence.n_scheduled - n_open), sequence.tables);
   sequence.n_evaluated = std::max(sequence.n_evaluated, sequence.n_scheduled);
   sequence.awaits_output = part.reaches_end;
   scheduled.parts.push_back(part);

@@ -1,6 +1,7 @@
 // One accepted request while the engine works on it: its tokens, its block tables, its sampler and its answer.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -72,6 +73,11 @@ struct Sequence {
 
   uint32_t n_tokens() const { return static_cast<uint32_t>(tokens.size()); }
   uint32_t n_remaining() const { return n_tokens() - n_scheduled; }
+  bool holds_blocks() const {
+    return std::any_of(tables.begin(), tables.end(), [](const BlockTable& table) { return table.end() > 0; });
+  }
+  // The row after which a token is sampled may be computed once more, for all of its logits.
+  bool may_repeat_row() const { return generation && generation->sampler.may_need_all_logits(); }
   uint32_t n_predicted() const { return n_tokens() + n_discarded - n_prompt; }
   bool decodes() const { return generation && n_predicted() > 0 && n_remaining() <= 1; }
   // Prompt and answer, for the sampler: its penalties and its random stream know no shift.

@@ -34,18 +34,19 @@ struct ModelFacts {
 
 // What the command line sets.
 struct ApiSettings {
-  std::vector<std::string> api_keys;  // empty: nothing is checked
-  engine::SamplingParams sampling;    // defaults of requests
-  int32_t n_predict = -1;             // default and upper limit of requests; negative: none
-  bool cache_prompt = true;           // default of requests
-  int32_t n_keep = 0;                 // default of requests: tokens that stay when the context shifts, -1: the prompt
-  bool slots_endpoint = true;         // GET /slots
-  bool props_endpoint = false;        // POST /props
+  std::vector<std::string> api_keys;           // empty: nothing is checked
+  engine::SamplingParams sampling;             // defaults of requests
+  std::optional<engine::GrammarSpec> grammar;  // the same
+  int32_t n_predict = -1;                      // default and upper limit of requests; negative: none
+  bool cache_prompt = true;                    // default of requests
+  int32_t n_keep = 0;           // default of requests: tokens that stay when the context shifts, -1: the prompt
+  bool slots_endpoint = true;   // GET /slots
+  bool props_endpoint = false;  // POST /props
   std::optional<std::string> slot_save_path;  // the folder of saved slots; unset: POST /slots answers 501
-  uint32_t n_batch = 2048;            // -b: what /infill makes its prompts fit
-  bool spm_infill = false;            // /infill puts the suffix first
-  bool embeddings_only = false;       // --embeddings: generation answers 501
-  bool web_page = true;               // --no-ui: no chat page at /
+  uint32_t n_batch = 2048;                    // -b: what /infill makes its prompts fit
+  bool spm_infill = false;                    // /infill puts the suffix first
+  bool embeddings_only = false;               // --embeddings: generation answers 501
+  bool web_page = true;                       // --no-ui: no chat page at /
 };
 
 // References that the handlers use; all outlive the HTTP server.

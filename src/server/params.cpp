@@ -8,6 +8,8 @@
 #include <functional>
 #include <limits>
 
+#include "server/grammar_params.h"
+
 namespace caravan::server {
 namespace {
 
@@ -23,22 +25,10 @@ bool is_zero(const Json& v) { return v.is_number() && v.get<double>() == 0; }
 bool is_empty(const Json& v) { return v.empty() || (v.is_string() && v.get_ref<const std::string&>().empty()); }
 bool is_false(const Json& v) { return v.is_boolean() && !v.get<bool>(); }
 
-bool is_text_format(const Json& v) {
-  return is_empty(v) || (v.is_object() && v.contains("type") && v["type"] == "text");
-}
-
 const std::vector<UnsupportedField>& unsupported_fields() {
   static const std::vector<UnsupportedField> fields = {
-      {"grammar", is_empty},
-      {"json_schema", is_empty},
-      {"response_format", is_text_format},
-      {"lora", is_empty},
-      {"n_cache_reuse", is_zero},
-      {"backend_sampling", is_false},
-      {"grammar_lazy", is_false},
-      {"grammar_triggers", is_empty},
-      {"echo", is_false},
-      {"verbose", is_false},
+      {"lora", is_empty}, {"n_cache_reuse", is_zero}, {"backend_sampling", is_false},
+      {"echo", is_false}, {"verbose", is_false},
   };
   return fields;
 }
@@ -299,6 +289,7 @@ CompletionParams parse_completion(const Json& body, const Api& api) {
   if (const Json* value = find_field(body, "stop")) params.generate.stop = text_list(*value, "stop");
   std::erase_if(params.generate.stop, [](const std::string& word) { return word.empty(); });
   params.generate.sampling = parse_sampling(body, api);
+  params.generate.grammar = parse_grammar(body, api.vocabulary, api.settings.grammar);
   return params;
 }
 
@@ -307,6 +298,9 @@ Json generation_settings(const engine::GenerateParams& params, bool stream, uint
   Json biases = Json::array();
   for (const engine::LogitBias& b : p.logit_bias)
     biases.push_back({{"bias", std::isfinite(b.bias) ? Json(b.bias) : Json(nullptr)}, {"token", b.token}});
+  Json triggers = Json::array();
+  if (params.grammar)
+    for (const engine::GrammarTrigger& trigger : params.grammar->triggers) triggers.push_back(trigger_json(trigger));
   return {{"seed", seed},
           {"temperature", p.temperature},
           {"dynatemp_range", p.dynatemp_range},
@@ -343,6 +337,9 @@ Json generation_settings(const engine::GenerateParams& params, bool stream, uint
           {"logit_bias", biases},
           {"n_probs", p.n_probs},
           {"post_sampling_probs", p.post_sampling_probs},
+          {"grammar", params.grammar ? params.grammar->text : ""},
+          {"grammar_lazy", params.grammar && params.grammar->lazy},
+          {"grammar_triggers", triggers},
           {"samplers", p.samplers}};
 }
 

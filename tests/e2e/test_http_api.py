@@ -135,8 +135,31 @@ class HttpApi(ClusterTest):
         self.error("/detokenize", {"tokens": [-1]}, 400, invalid)
         self.error("/embeddings", {}, 400, invalid, "input")
 
+    def test_a_grammar_or_a_schema_gives_the_answer_its_form(self):
+        digits = self.server.complete("Once upon a time", n_predict=30, grammar='root ::= [0-9]{3} "-" [0-9]{2}', seed=3)
+        self.assertRegex(digits["content"], r"^[0-9]{3}-[0-9]{2}$")
+        self.assertEqual(digits["stop_type"], "eos")
+        schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}, "n": {"type": "integer",
+                  "minimum": 5, "maximum": 17}, "kind": {"enum": ["a", "b"]}}, "required": ["name", "n", "kind"]}
+        for seed in range(3):
+            answer = self.server.complete("An object:", n_predict=200, json_schema=schema, seed=seed, temperature=1.5)
+            value = json.loads(answer["content"])
+            self.assertEqual(set(value), {"name", "n", "kind"})
+            self.assertTrue(5 <= value["n"] <= 17 and value["kind"] in "ab" and len(value["name"]) <= 8, value)
+        again = [self.server.complete("x", n_predict=40, seed=9, response_format={"type": "json_object"})["content"]
+                 for _ in range(2)]
+        self.assertEqual(again[0], again[1])
+        self.assertTrue(again[0].startswith("{"))
+        lazy = self.server.complete("Once upon a time", n_predict=60, seed=1, grammar='root ::= "e" "!"{3}',
+                                    grammar_lazy=True, grammar_triggers=[{"type": 1, "value": "e"}])["content"]
+        self.assertRegex(lazy, r"^[^e]*(e!!!)?$")
+        invalid = "invalid_request_error"
+        self.error("/completion", {"prompt": "x", "grammar": 'root ::= "a'}, 400, invalid, "grammar line 1, column 10")
+        self.error("/completion", {"prompt": "x", "grammar": "root ::= root"}, 400, invalid, "left-recursive")
+        self.error("/completion", {"prompt": "x", "json_schema": {"not": {}}}, 400, invalid, "#/not")
+
     def test_known_but_unsupported_fields_and_endpoints_answer_501(self):
-        for field, value in (("grammar", "root ::= [0-9]"), ("json_schema", {"type": "object"}), ("lora", [{"id": 0, "scale": 1}])):
+        for field, value in (("lora", [{"id": 0, "scale": 1}]), ("n_cache_reuse", 5)):
             self.error("/completion", {"prompt": "x", field: value}, 501, "not_supported_error", field)
         self.error("/v1/chat/completions", {"messages": []}, 501, "not_supported_error", "/v1/chat/completions")
         self.assertEqual(self.server.complete("Hello", n_predict=1, grammar="", mirostat=0)["tokens_predicted"], 1)

@@ -12,6 +12,7 @@
 
 #include "engine/engine.h"
 #include "engine/fake_pipeline.h"
+#include "engine/grammar.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 
@@ -64,15 +65,16 @@ inline std::vector<int32_t> expected_tokens(const PlanSummary& plan, const Gener
   const auto& eog = vocabulary.end_of_generation_tokens();
   Sampler sampler(params.sampling, params.sampling.seed.value_or(0),
                   params.sampling.ignore_eos ? eog : std::vector<int32_t>{}, plan.n_vocab, &vocabulary);
+  if (params.grammar) sampler.constrain(GrammarCompiler(vocabulary).compile(*params.grammar));
   std::vector<int32_t> tokens = params.prompt;
   std::vector<int32_t> answer;
   while (tokens.size() < effective_context(plan) &&
          (params.n_predict < 0 || answer.size() < static_cast<size_t>(params.n_predict))) {
     const stage::RowOutput row{0, stage::OutputKind::logits, model.logits(model.states(tokens).back()), {}, 0};
-    const int32_t token = sampler.sample(row, tokens).token;
-    if (vocabulary.is_end_of_generation(token)) break;
-    tokens.push_back(token);
-    answer.push_back(token);
+    const Sampler::Choice choice = sampler.sample(row, tokens);
+    if (choice.kind == Sampler::Choice::Kind::end || vocabulary.is_end_of_generation(choice.token)) break;
+    tokens.push_back(choice.token);
+    answer.push_back(choice.token);
   }
   return answer;
 }
@@ -107,6 +109,14 @@ inline GenerateParams random_request(std::mt19937& random) {
   if (random() % 3 == 0) {
     sampling.samplers.emplace_back("adaptive_p");
     sampling.adaptive_target = 0.3f;
+  }
+  // A hash does not follow a grammar: nearly every token is drawn twice, and few candidates are allowed.
+  const char* const grammars[] = {"root ::= (\"ab\" | \"b\")*", "root ::= \"a\"{3,30}", "root ::= [^a]+ \"a\" root?",
+                                  "root ::= item (\", \" item)*\nitem ::= [0-9]+ | \"(\" root \")\""};
+  if (random() % 3 == 0) params.grammar = GrammarSpec{.text = grammars[random() % 4]};
+  if (random() % 6 == 0) {
+    params.grammar = GrammarSpec{.text = "root ::= \"a\" [b-e]*", .lazy = true};
+    params.grammar->triggers = {{.text = "a"}, {.kind = GrammarTrigger::Kind::token, .token = kPieceAB}};
   }
   return params;
 }

@@ -12,6 +12,7 @@
 
 #include "engine/engine_support.h"
 #include "engine/fake_pipeline.h"
+#include "engine/grammar.h"
 #include "engine/pooling.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -302,6 +303,40 @@ TEST_F(EngineTest, ReportsProbabilitiesOfTheRawLogits) {
     EXPECT_EQ(logits[static_cast<size_t>(step.top[0].id)], *std::max_element(logits.begin(), logits.end()));
     tokens.push_back(result.tokens[i]);
   }
+}
+
+TEST_F(EngineTest, AnswersWithATextOfTheGrammar) {
+  start(make_plan({window_group(6, 8), full_group(64)}, 200));
+  GenerateParams params = greedy({1, kPieceA, kPieceB}, -1);
+  params.grammar = GrammarSpec{.text = "root ::= \"ab\"{30} \"!\""};
+  std::string wanted;
+  for (int i = 0; i < 30; ++i) wanted += "ab";
+  for (const float temperature : {0.0f, 1.0f}) {
+    params.sampling.temperature = temperature;
+    const Answer got = answer(params);
+    ASSERT_TRUE(got.final.has_value());
+    EXPECT_EQ(got.text, wanted + "!");
+    EXPECT_EQ(got.final->stop_type, StopType::eos);
+    EXPECT_EQ(got.tokens, expected(params));
+  }
+  params.sampling.ignore_eos = true;
+  EXPECT_EQ(answer(params).text, wanted + "!") << "it ends although no token may end it";
+  EXPECT_EQ(engine_->status().counters.recomputed_tokens, 0u);
+}
+
+TEST_F(EngineTest, RefusesBadGrammarsAndFailsWhereNoTokenIsAllowed) {
+  start(make_plan({full_group(32)}));
+  GenerateParams params = greedy({1}, 8);
+  params.grammar = GrammarSpec{.text = "root ::= \"a"};
+  EXPECT_EQ(refusal([&] { engine_->submit(params); }, "grammar line 1, column 10"), RequestError::Kind::invalid);
+  params.grammar = GrammarSpec{.text = "root ::= \"a\"", .lazy = true};
+  EXPECT_EQ(refusal([&] { engine_->submit(params); }, "grammar_triggers"), RequestError::Kind::invalid);
+  params.grammar = GrammarSpec{.text = "root ::= \"a\" <[0]>"};
+  params.sampling.logit_bias = {{0, -INFINITY}};
+  const Answer got = answer(params);
+  ASSERT_TRUE(got.error.has_value());
+  EXPECT_THAT(got.error->message, HasSubstr("allows none of the model's tokens"));
+  EXPECT_EQ(engine_->status().counters.refused, 2u);
 }
 
 TEST_F(EngineTest, RefusesRequestsOverTheQueueBound) {

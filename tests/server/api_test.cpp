@@ -385,7 +385,9 @@ TEST_F(ApiReady, NamesBadFieldsInsteadOfStreaming) {
   expect_error(post("/completion", {{"prompt", nullptr}}), 400, "invalid_request_error", {"'prompt'"});
   expect_error(post("/completion", {{"prompt", Json::array()}}), 400, "invalid_request_error", {"'prompt'"});
   expect_error(call(request("POST", "/completion", "{")), 400, "invalid_request_error", {"JSON"});
-  expect_error(post("/completion", body({{"grammar", "x"}})), 501, "not_supported_error", {"'grammar'"});
+  expect_error(post("/completion", body({{"grammar", "x"}})), 400, "invalid_request_error", {"grammar line 1"});
+  expect_error(post("/completion", body({{"json_schema", {{"type", "hiccup"}}}})), 400, "invalid_request_error",
+               {"'json_schema'", "#/type"});
 }
 
 TEST_F(ApiReady, RefusesAPromptThatExceedsTheContext) {

@@ -240,17 +240,54 @@ TEST_P(UnsupportedField, AnswersNotSupportedUnlessItIsOff) {
   EXPECT_THAT(error_of(body(GetParam().on), Kind::not_supported), HasSubstr(std::string("'") + GetParam().field + "'"));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, UnsupportedField,
-    ::testing::Values(Unsupported{"grammar", "\"\"", "\"root ::= [0-9]\""},
-                      Unsupported{"json_schema", "{}", "{\"type\": \"object\"}"},
-                      Unsupported{"response_format", "{}", "{\"type\": \"json_object\"}"},
-                      Unsupported{"response_format", "{\"type\": \"text\"}", "{\"type\": \"json_schema\"}"},
-                      Unsupported{"lora", "[]", "[{\"id\": 0, \"scale\": 1}]"},
-                      Unsupported{"n_cache_reuse", "0", "256"}, Unsupported{"backend_sampling", "false", "true"},
-                      Unsupported{"grammar_lazy", "false", "true"},
-                      Unsupported{"grammar_triggers", "[]", "[{\"type\": 1}]"}, Unsupported{"echo", "false", "true"},
-                      Unsupported{"verbose", "false", "true"}));
+INSTANTIATE_TEST_SUITE_P(All, UnsupportedField,
+                         ::testing::Values(Unsupported{"lora", "[]", "[{\"id\": 0, \"scale\": 1}]"},
+                                           Unsupported{"n_cache_reuse", "0", "256"},
+                                           Unsupported{"backend_sampling", "false", "true"},
+                                           Unsupported{"echo", "false", "true"},
+                                           Unsupported{"verbose", "false", "true"}));
+
+TEST_F(Params, TakeAGrammarOrASchemaInItsManyForms) {
+  const auto grammar = [&](const char* text) { return parse(text).generate.grammar; };
+  EXPECT_FALSE(grammar("{}"));
+  EXPECT_FALSE(grammar(R"({"grammar": "", "response_format": {"type": "text"}, "json_schema": null})"));
+  EXPECT_EQ(grammar(R"({"grammar": "root ::= [0-9]"})")->text, "root ::= [0-9]");
+  const std::string number = grammar(R"({"json_schema": {"type": "integer"}})")->text;
+  EXPECT_THAT(number, HasSubstr("root ::= "));
+  EXPECT_EQ(grammar(R"({"response_format": {"type": "json_object", "schema": {"type": "integer"}}})")->text, number);
+  EXPECT_EQ(
+      grammar(R"({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}})")->text,
+      number);
+  EXPECT_THAT(grammar(R"({"response_format": {"type": "json_object"}})")->text, HasSubstr("root ::= object"));
+  EXPECT_EQ(grammar(R"({"grammar": "root ::= [0-9]", "json_schema": {}})")->text, "root ::= [0-9]");
+  for (const char* text :
+       {R"({"grammar": 1})", R"({"json_schema": {"type": "hiccup"}})", R"({"json_schema": 5})",
+        R"({"response_format": {"type": "sound"}})", R"({"response_format": {"type": "json_object", "schema": 123}})",
+        R"({"response_format": {"type": "json_object", "schema": {"type": 123}}})",
+        R"({"response_format": {"type": "json_schema"}})", R"({"response_format": "json"})",
+        R"({"grammar_lazy": true})",
+        R"({"grammar": "root ::= [0-9]", "grammar_triggers": [{"type": 1, "value": "x"}]})",
+        R"({"grammar": "root ::= [0-9]", "grammar_lazy": true, "grammar_triggers": [{"type": 4, "value": "x"}]})",
+        R"({"grammar": "root ::= [0-9]", "grammar_lazy": true, "grammar_triggers": [{"type": 0, "token": -1}]})"})
+    EXPECT_THAT(error_of(text), HasSubstr("Field '"));
+}
+
+TEST_F(Params, TakeTriggersByNumberOrName) {
+  const auto spec = parse(R"({"grammar": "root ::= [0-9]", "grammar_lazy": true, "preserved_tokens": ["</s>", "ab"],
+      "grammar_triggers": [{"type": 0, "token": 7}, {"type": "word", "value": "x"}, {"type": 2, "value": "a+"},
+                           {"type": "pattern_full", "value": "b"}, {"type": 1, "value": "<s>"}]})")
+                        .generate.grammar;
+  using engine::GrammarTrigger;
+  ASSERT_TRUE(spec && spec->lazy);
+  ASSERT_EQ(spec->triggers.size(), 5u);
+  EXPECT_EQ(spec->triggers[0].token, 7);
+  EXPECT_EQ(spec->triggers[1], (GrammarTrigger{GrammarTrigger::Kind::word, "x", -1}));
+  EXPECT_EQ(spec->triggers[2].kind, GrammarTrigger::Kind::pattern);
+  EXPECT_EQ(spec->triggers[3].kind, GrammarTrigger::Kind::pattern_full);
+  EXPECT_EQ(spec->triggers[4], (GrammarTrigger{GrammarTrigger::Kind::token, "<s>", 1}))
+      << "the word is a control token";
+  EXPECT_THAT(spec->special_tokens, ElementsAre(2)) << "ab is text anyway";
+}
 
 TEST_F(Params, IgnoreUnknownFieldsAndThoseOfOldServers) {
   EXPECT_NO_THROW(parse(R"({"no_such_field": {"a": [1]}, "tfs_z": 0.5, "penalize_nl": true, "system_prompt": "x",
