@@ -97,6 +97,8 @@ http::Response props(const Api& api) {
        {"eos_token", token_text(api.vocabulary, api.vocabulary.eos())},
        {"build_info", build_info()},
        {"is_sleeping", false},
+       {"ui", api.settings.web_page},
+       {"cors_proxy_enabled", false},
        {"plan", {{"epoch", status.plan ? Json(status.plan->epoch) : Json(nullptr)}, {"stages", stages}}}});
 }
 

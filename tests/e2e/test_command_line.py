@@ -62,6 +62,15 @@ class Cli(unittest.TestCase):
         self.assertGreater(len(result.stdout), 60)
         self.assertIn("tokens/s", result.stderr)
 
+    def test_every_sampler_has_an_option(self):
+        options = ("--mirostat", "2", "--mirostat-ent", "3"), ("--dry-multiplier", "0.8", "--xtc-probability", "0.5", "--sampling-seq", "edkxt")
+        for chosen in options:
+            text = [run("cli", "-m", DEMO_MODEL, "-p", "Once upon a time", "-n", 12, "-s", 3, "-t", 1, *chosen).stdout for _ in range(2)]
+            self.assertGreater(len(text[0]), len("Once upon a time"))
+            self.assertEqual(text[0], text[1], chosen)
+        refused = run("cli", "-m", DEMO_MODEL, "-p", "x", "--adaptive-target", "0.4")
+        self.assertEqual((refused.returncode, "samplers" in refused.stderr), (1, True), refused.stderr)
+
     def test_an_interrupt_ends_the_answer_and_not_the_program(self):
         cli = subprocess.Popen([EXECUTABLE, "cli", "-m", DEMO_MODEL, "-p", "Once upon a time", "-c", "60000", "--ignore-eos", "-t", "1"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=clean_environment())
