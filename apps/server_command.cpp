@@ -174,16 +174,40 @@ OptionParser make_parser(ServerCommandOptions& o) {
               "how embeddings are made: none, mean, cls, last (the model's own)",
               {"LLAMA_ARG_POOLING"},
               into(o.pooling)});
+  parser.section("Chats");
+  parser.add({{"--chat-template"},
+              "TEMPLATE",
+              "chat template: Jinja source, or a name such as chatml (the model's own)",
+              {"LLAMA_ARG_CHAT_TEMPLATE"},
+              into(o.api.chat.chat_template)});
+  parser.add({{"--chat-template-file"},
+              "FILE",
+              "the same from a file",
+              {"LLAMA_ARG_CHAT_TEMPLATE_FILE"},
+              [&o](const std::string& value) { o.api.chat.chat_template = read_text_file(value); }});
+  parser.add({{"--jinja"}, "", "render chat templates with Jinja (always)", {}, into(o.api.chat.jinja)});
+  parser.add({{"--no-jinja"}, "", "requests with tools answer 501", {}, into(o.api.chat.jinja, false)});
+  parser.add({{"--reasoning-format"},
+              "FORMAT",
+              "auto, deepseek: reasoning apart from the content; none: in it (auto)",
+              {"LLAMA_ARG_THINK"},
+              [&o](const std::string& value) {
+                if (value != "auto" && value != "deepseek" && value != "none")
+                  throw RequestError("--reasoning-format: expected auto, deepseek or none, found '" + value + "'");
+                o.api.chat.reasoning_format = value;
+              }});
+  parser.add({{"--reasoning-budget"},
+              "N",
+              "-1: the model may think, 0: its template is told not to let it (-1)",
+              {"LLAMA_ARG_THINK_BUDGET"},
+              into(o.api.chat.reasoning_budget, -1, 0)});
   add_sampling_options(parser, o.api.sampling);
   add_grammar_options(parser, o.api.grammar);
   add_log_options(parser, o.model.log_level);
   add_known_model_flags(parser);
   parser.accepted({"--metrics"}, "", "/metrics is always there");
   parser.accepted({"-cb", "--cont-batching"}, "", "requests are always batched together");
-  parser.accepted({"--jinja"}, "", "chat templates are not rendered by this version");
-  parser.accepted({"--no-jinja"}, "", "chat templates are not rendered by this version");
-  parser.unsupported({"-nocb", "--no-cont-batching", "--chat-template", "--chat-template-file", "--path",
-                      "--reasoning-format", "--reasoning-budget", "--models-dir", "--sleep-idle-seconds", "--tools"});
+  parser.unsupported({"-nocb", "--no-cont-batching", "--path", "--models-dir", "--sleep-idle-seconds", "--tools"});
   return parser;
 }
 

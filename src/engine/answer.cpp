@@ -50,8 +50,19 @@ std::optional<size_t> IndentWatch::find_end(std::string_view text) {
   return std::nullopt;
 }
 
-AnswerText::AnswerText(const vocab::Vocabulary& vocabulary, std::vector<std::string> stop, int32_t n_indent)
-    : detokenizer_(vocabulary, vocab::RenderSpecial::no), matcher_(std::move(stop)), indent_(n_indent) {}
+AnswerText::AnswerText(const vocab::Vocabulary& vocabulary, std::vector<std::string> stop, int32_t n_indent,
+                       std::vector<int32_t> rendered)
+    : vocabulary_(vocabulary),
+      rendered_(std::move(rendered)),
+      detokenizer_(vocabulary, vocab::RenderSpecial::no),
+      matcher_(std::move(stop)),
+      indent_(n_indent) {}
+
+// The characters that are complete with this token.
+std::string AnswerText::text_of(int32_t token) {
+  if (!std::binary_search(rendered_.begin(), rendered_.end(), token)) return detokenizer_.push(token);
+  return detokenizer_.finish() + vocabulary_.piece(token, vocab::RenderSpecial::yes);
+}
 
 std::optional<TokenEvent> AnswerText::release(std::string text, uint64_t tokens_before) {
   TokenEvent event;
@@ -66,7 +77,7 @@ std::optional<TokenEvent> AnswerText::release(std::string text, uint64_t tokens_
 }
 
 AnswerText::Result AnswerText::push(int32_t token, std::optional<StepProbabilities> probabilities) {
-  const std::string text = detokenizer_.push(token);
+  const std::string text = text_of(token);
   pending_.push_back({token, std::move(probabilities), pushed_});
   pushed_ += text.size();
   StopMatcher::Result result = matcher_.push(text);

@@ -52,7 +52,9 @@ class IndentWatch {
 class AnswerText {
  public:
   // The vocabulary must outlive this object.
-  AnswerText(const vocab::Vocabulary& vocabulary, std::vector<std::string> stop, int32_t n_indent = 0);
+  // rendered: sorted; control tokens that are not left out of the text.
+  AnswerText(const vocab::Vocabulary& vocabulary, std::vector<std::string> stop, int32_t n_indent = 0,
+             std::vector<int32_t> rendered = {});
 
   struct Result {
     std::optional<TokenEvent> event;           // what can go out now
@@ -72,6 +74,10 @@ class AnswerText {
   };
   std::optional<TokenEvent> release(std::string text, uint64_t tokens_before);
 
+  std::string text_of(int32_t token);
+
+  const vocab::Vocabulary& vocabulary_;
+  std::vector<int32_t> rendered_;
   vocab::IncrementalDetokenizer detokenizer_;
   StopMatcher matcher_;
   IndentWatch indent_;

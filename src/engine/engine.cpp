@@ -199,10 +199,10 @@ std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
     sequence->wanted_slot = params.slot;
     params.prompt.clear();
     auto asked = std::make_shared<const GenerateParams>(params);
-    sequence->generation.emplace(
-        Generation{std::move(asked), params.n_predict, params.max_predict_ms, params.report_progress,
-                   Sampler(std::move(params.sampling), seed, banned, plan.n_vocab, &vocabulary_),
-                   AnswerText(vocabulary_, std::move(params.stop), params.n_indent)});
+    sequence->generation.emplace(Generation{
+        std::move(asked), params.n_predict, params.max_predict_ms, params.report_progress,
+        Sampler(std::move(params.sampling), seed, banned, plan.n_vocab, &vocabulary_),
+        AnswerText(vocabulary_, std::move(params.stop), params.n_indent, std::move(params.rendered_tokens))});
     if (grammar) sequence->generation->sampler.constrain(std::move(*grammar));
     auto stream = accept(std::move(sequence), seed);
     lock.unlock();

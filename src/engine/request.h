@@ -22,7 +22,8 @@ namespace caravan::engine {
 struct GenerateParams {
   std::vector<int32_t> prompt;  // token ids, BOS and the like included; not empty
   int32_t n_predict = -1;       // tokens at most; negative: until an end-of-generation token or the end of the context
-  std::vector<std::string> stop;  // texts that end the answer and are not part of it
+  std::vector<std::string> stop;         // texts that end the answer and are not part of it
+  std::vector<int32_t> rendered_tokens;  // control tokens whose text is part of the answer; sorted
   int32_t n_indent = 0;         // > 0: the answer ends before a line (the first excepted) that begins with fewer blanks
   int64_t max_predict_ms = -1;  // > 0: the answer ends with the first line that is complete after this time
   bool report_progress = false;  // ProgressEvents while the prompt is computed

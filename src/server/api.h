@@ -32,6 +32,14 @@ struct ModelFacts {
   const std::string& id() const { return aliases.empty() ? path : aliases.front(); }
 };
 
+// How chats are rendered and read.
+struct ChatSettings {
+  std::string chat_template;              // --chat-template: Jinja source or a name; empty: the model's
+  bool jinja = true;                      // --no-jinja: requests with tools answer 501
+  std::string reasoning_format = "auto";  // none, auto or deepseek; requests may choose another
+  int32_t reasoning_budget = -1;          // 0: templates are told not to let the model think
+};
+
 // What the command line sets.
 struct ApiSettings {
   std::vector<std::string> api_keys;           // empty: nothing is checked
@@ -46,6 +54,7 @@ struct ApiSettings {
   uint32_t n_batch = 2048;                    // -b: what /infill makes its prompts fit
   bool spm_infill = false;                    // /infill puts the suffix first
   bool embeddings_only = false;               // --embeddings: generation answers 501
+  ChatSettings chat;
   bool web_page = true;                       // --no-ui: no chat page at /
 };
 
@@ -71,6 +80,7 @@ http::Response error_response(std::exception_ptr error);
 // The groups of endpoints, one file each.
 void add_completion_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_openai_completion_routes(http::Router& router, const Api& api, const std::string& prefix);
+void add_chat_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_embedding_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_tokenizer_routes(http::Router& router, const Api& api, const std::string& prefix);
 void add_slot_routes(http::Router& router, const Api& api, const std::string& prefix);

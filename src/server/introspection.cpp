@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "server/api.h"
+#include "server/chat_format.h"
 #include "server/json.h"
 #include "server/openai.h"
 #include "server/params.h"
@@ -92,7 +93,7 @@ http::Response props(const Api& api) {
        {"endpoint_slots", api.settings.slots_endpoint},
        {"endpoint_props", api.settings.props_endpoint},
        {"endpoint_metrics", true},
-       {"chat_template", api.vocabulary.chat_template().value_or("")},
+       {"chat_template", chat_template_source(api.settings.chat, api.vocabulary)},
        {"bos_token", token_text(api.vocabulary, api.vocabulary.bos())},
        {"eos_token", token_text(api.vocabulary, api.vocabulary.eos())},
        {"build_info", build_info()},
@@ -140,27 +141,11 @@ http::Response metrics(const Api& api) {
   return response;
 }
 
-// Endpoints of llama-server that this version does not have: they answer 501, so that a client knows.
-constexpr std::pair<const char*, const char*> kUnsupported[] = {
-    {"POST", "/v1/chat/completions"},
-    {"POST", "/chat/completions"},
-    {"POST", "/v1/messages"},
-    {"POST", "/v1/messages/count_tokens"},
-    {"POST", "/v1/responses"},
-    {"POST", "/responses"},
-    {"POST", "/apply-template"},
-};
-
 using Page = http::Response (*)(const Api&);
 
 net::awaitable<void> answer(http::Exchange& exchange, Page page, const Api& api) {
   http::Response response = page(api);
   co_await exchange.send(std::move(response));
-}
-
-net::awaitable<void> refuse(http::Exchange& exchange) {
-  throw RequestError(exchange.request().path + " is not supported by this version", RequestError::Kind::not_supported);
-  co_return;
 }
 
 }  // namespace
@@ -172,7 +157,6 @@ void add_introspection_routes(http::Router& router, const Api& api, const std::s
   for (const auto& [path, page] : kPages)
     router.add("GET", prefix + path,
                [&api, page = page](http::Exchange& exchange) { return answer(exchange, page, api); });
-  for (const auto& [method, path] : kUnsupported) router.add(method, prefix + path, refuse);
 }
 
 }  // namespace caravan::server

@@ -71,6 +71,7 @@ bool same_key(std::string_view a, std::string_view b) {
 void add_routes(http::Router& router, const Api& api, const std::string& prefix) {
   add_completion_routes(router, api, prefix);
   add_openai_completion_routes(router, api, prefix);
+  add_chat_routes(router, api, prefix);
   add_embedding_routes(router, api, prefix);
   add_tokenizer_routes(router, api, prefix);
   add_slot_routes(router, api, prefix);

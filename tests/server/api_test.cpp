@@ -112,11 +112,6 @@ TEST_F(ApiReady, AnswersUnknownPathsAndMethods) {
   expect_error(get("/completion"), 405, "invalid_request_error", {"POST"});
 }
 
-TEST_F(ApiReady, AnswersWhatItDoesNotSupportWith501) {
-  for (const char* path : {"/v1/chat/completions", "/v1/messages", "/v1/responses", "/apply-template"})
-    expect_error(post(path, Json::object()), 501, "not_supported_error", {path});
-}
-
 TEST_F(ApiReady, CompletesAPrompt) {
   script(3, "hi\nyou");
   const Reply reply = post("/completion", body({{"return_tokens", true}}));
