@@ -11,7 +11,7 @@ namespace caravan::server {
 namespace {
 
 std::string token_text(const vocab::Vocabulary& vocabulary, std::optional<vocab::TokenId> token) {
-  return token ? std::string(vocabulary.text(*token)) : std::string();
+  return token && vocabulary.has_text() ? std::string(vocabulary.text(*token)) : std::string();
 }
 
 bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }

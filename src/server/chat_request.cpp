@@ -49,8 +49,7 @@ Json tool_calls(const Json& calls, size_t i) {
     Json& arguments = copy["function"]["arguments"];
     if (arguments.is_null()) arguments = Json::object();
     if (arguments.is_string()) {
-      const Json parsed = Json::parse(arguments.get_ref<const std::string&>(), nullptr, false);
-      if (parsed.is_object()) arguments = parsed;
+      if (auto object = parse_arguments(arguments.get_ref<const std::string&>())) arguments = std::move(*object);
     }
     result.push_back(std::move(copy));
   }
@@ -253,6 +252,14 @@ ChatRequest parse_chat_request(Json body, const ChatFormat& format, const Api& a
   if (request.parse.tools || request.parse.reasoning)
     request.completion.generate.rendered_tokens = format.marks_in_vocabulary(request.syntax);
   return request;
+}
+
+std::optional<Json> parse_arguments(const std::string& text) {
+  try {
+    return parse_object(text);
+  } catch (const RequestError&) {  // models write what they like
+    return std::nullopt;
+  }
 }
 
 Prompt tokenize_prompt(const std::string& prompt, const Api& api) {

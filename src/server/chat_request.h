@@ -1,6 +1,7 @@
 // An OpenAI chat request as the engine and the output parser need it. Other protocols are turned into one.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,9 @@ ChatFormat::Prompt render_chat(const Json& body, const ChatFormat& format, const
 
 // A whole chat body. Throws RequestError naming the field, also for parts that are known and not supported.
 ChatRequest parse_chat_request(Json body, const ChatFormat& format, const Api& api);
+
+// The object that the arguments of a call are; nullopt for other text and beyond the nesting that parse_object() takes.
+std::optional<Json> parse_arguments(const std::string& text);
 
 // The tokens of a rendered prompt.
 Prompt tokenize_prompt(const std::string& prompt, const Api& api);

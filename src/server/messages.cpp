@@ -139,10 +139,7 @@ Json usage_json(const engine::FinalEvent& end) {
           {"output_tokens", end.timings.predicted_n}};
 }
 
-Json tool_input(const std::string& arguments) {
-  Json input = Json::parse(arguments, nullptr, false);
-  return input.is_object() ? input : Json::object();
-}
+Json tool_input(const std::string& arguments) { return parse_arguments(arguments).value_or(Json::object()); }
 
 Json message_frame(const std::string& id, const Api& api) {
   return {

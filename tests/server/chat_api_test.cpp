@@ -235,6 +235,10 @@ TEST_F(ChatApi, RefusesWhatItCannotDoAndNamesIt) {
   refuse(chat("Hi", {{"response_format", {{"type", "json_schema"}}}}), 400, "invalid_request_error", {"schema"});
   refuse(chat("Hi", {{"reasoning_format", "deepseek-legacy"}}), 501, "not_supported_error", {"reasoning_format"});
   refuse(chat("Hi", {{"reasoning_budget_tokens", 5}}), 501, "not_supported_error", {"reasoning_budget_tokens"});
+  const std::string deep = "{\"a\":" + std::string(100000, '[') + std::string(100000, ']') + "}";
+  const Json calls = Json::array({{{"id", "1"}, {"function", {{"name", "f"}, {"arguments", deep}}}}});
+  refuse({{"messages", Json::array({{{"role", "assistant"}, {"tool_calls", calls}}})}}, 400,
+         "exceed_context_size_error", {});
   refuse(chat(std::string(9000, 'x')), 400, "exceed_context_size_error", {"context"});
 }
 
