@@ -38,10 +38,12 @@ const requests = [
     ['post', path, { messages: conversation, ...short, logprobs: true, top_logprobs: 2 }],
     ['post', path, { messages: conversation, ...short, stream: true, stream_options: { include_usage: true } }],
     ['post', path, { messages: conversation, max_tokens: 100, tools: [weather], tool_choice: 'required' }],
+    ['post', `${path}/input_tokens`, { messages: conversation }],
   ]),
   ...['/responses', '/v1/responses'].flatMap((path) => [
     ['post', path, { input: 'Hello', max_output_tokens: 6 }],
     ['post', path, { input: conversation, max_output_tokens: 6, stream: true }],
+    ['post', `${path}/input_tokens`, { input: conversation }],
   ]),
   ['post', '/v1/messages', { messages: conversation, max_tokens: 6 }],
   ['post', '/v1/messages', { messages: conversation, max_tokens: 6, stream: true }],

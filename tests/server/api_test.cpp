@@ -615,7 +615,8 @@ TEST_F(ApiReady, DescribesItselfInProps) {
   EXPECT_EQ(props.at("modalities"), Json({{"vision", false}, {"video", false}, {"audio", false}}));
   EXPECT_EQ(props.at("bos_token"), "<s>");
   EXPECT_EQ(props.at("eos_token"), "</s>");
-  EXPECT_EQ(props.at("chat_template"), "");
+  EXPECT_THAT(props.at("chat_template").get<std::string>(), HasSubstr("<|im_start|>"))
+      << "chatml where a model has none";
   const Json& defaults = props.at("default_generation_settings");
   EXPECT_EQ(defaults.at("n_ctx"), 256);
   EXPECT_EQ(defaults.at("params").at("seed"), 4294967295u);

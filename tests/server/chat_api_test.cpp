@@ -49,7 +49,7 @@ constexpr const char* kCall =
 
 class ChatApi : public ApiTest {
  protected:
-  ChatApi() : ApiTest({engine::test::full_group(1024)}) {}
+  ChatApi() : ApiTest({engine::test::full_group(1024)}) { plan_.n_ctx = 2048; }
   void SetUp() override { ready(); }
 
   static Json chat(const std::string& content, Json more = Json::object()) {
