@@ -161,7 +161,6 @@ class HttpApi(ClusterTest):
     def test_known_but_unsupported_fields_and_endpoints_answer_501(self):
         for field, value in (("lora", [{"id": 0, "scale": 1}]), ("n_cache_reuse", 5)):
             self.error("/completion", {"prompt": "x", field: value}, 501, "not_supported_error", field)
-        self.error("/v1/chat/completions", {"messages": []}, 501, "not_supported_error", "/v1/chat/completions")
         self.assertEqual(self.server.complete("Hello", n_predict=1, grammar="", mirostat=0)["tokens_predicted"], 1)
 
     def test_a_prompt_that_cannot_fit_is_refused_with_its_size(self):
