@@ -55,7 +55,7 @@ struct ApiSettings {
   bool spm_infill = false;                    // /infill puts the suffix first
   bool embeddings_only = false;               // --embeddings: generation answers 501
   ChatSettings chat;
-  bool web_page = true;                       // --no-ui: no chat page at /
+  bool web_page = true;  // --no-ui: no chat page at /
 };
 
 // References that the handlers use; all outlive the HTTP server.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "server/openai.h"
+#include "server/tool_grammar.h"
 
 namespace caravan::server {
 namespace {
@@ -201,14 +202,25 @@ void translate_logprobs(Json& body, bool has_tools) {
   if (wanted) body["n_probs"] = std::max<int64_t>(top.value_or(kDefault), 1);
 }
 
-// Whether the model may call: not for "none". Throws for choices that would have to force it.
+// Whether the model may call: not for "none".
 bool may_call(const Json& body) {
   const Json* choice = find_field(body, "tool_choice");
-  if (choice == nullptr || *choice == "auto") return true;
-  if (*choice == "none") return false;
-  if (*choice == "required" || choice->is_object())
-    throw RequestError("Field 'tool_choice': only auto and none are supported", Kind::not_supported);
-  throw RequestError("Field 'tool_choice': expected auto, none, required or an object that names a function");
+  return choice == nullptr || *choice != "none";
+}
+
+// The tools of which the answer must call one; null where it need not.
+Json forced_tools(const Json& body, const Json& tools) {
+  const Json* choice = find_field(body, "tool_choice");
+  if (choice == nullptr || *choice == "auto" || *choice == "none") return nullptr;
+  if (tools.is_null()) throw RequestError("Field 'tool_choice': there are no tools to call");
+  if (*choice == "required") return tools;
+  const Json* function = choice->is_object() ? find_field(*choice, "function") : nullptr;
+  const auto name = function != nullptr && function->is_object() ? find_text(*function, "name") : std::nullopt;
+  if (!name)
+    throw RequestError("Field 'tool_choice': expected auto, none, required or an object that names a function");
+  for (const Json& tool : tools)
+    if (tool["function"]["name"] == *name) return Json::array({tool});
+  throw RequestError(fmt::format("Field 'tool_choice': no tool has the name '{}'", *name));
 }
 
 ChatFormat::Conversation parse_conversation(const Json& body, const Api& api) {
@@ -231,8 +243,9 @@ ChatFormat::Prompt render_chat(const Json& body, const ChatFormat& format, const
   return format.render(parse_conversation(body, api));
 }
 
-ChatRequest parse_chat_request(Json body, const ChatFormat& format, const Api& api) {
+ChatRequest parse_chat_request(const Json& asked, const ChatFormat& format, const Api& api) {
   ChatRequest request;
+  Json body = asked;
   const ChatFormat::Conversation conversation = parse_conversation(body, api);
   request.tools = conversation.tools;
   request.parse.tools = !request.tools.is_null();
@@ -240,6 +253,7 @@ ChatRequest parse_chat_request(Json body, const ChatFormat& format, const Api& a
   request.parallel_tool_calls = find_bool(body, "parallel_tool_calls").value_or(true);
   if (request.parse.tools && (find_field(body, "json_schema") || !find_text(body, "grammar").value_or("").empty()))
     throw RequestError("Fields 'tools' and 'grammar' or 'json_schema': only one can be given");
+  const Json forced = forced_tools(body, request.tools);
   translate_response_format(body);
   translate_logprobs(body, request.parse.tools);
   for (const char* name : {"messages", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "prompt"})
@@ -251,6 +265,14 @@ ChatRequest parse_chat_request(Json body, const ChatFormat& format, const Api& a
   request.parse.reasoning_open = prompt.reasoning_open;
   if (request.parse.tools || request.parse.reasoning)
     request.completion.generate.rendered_tokens = format.marks_in_vocabulary(request.syntax);
+  if (!forced.is_null()) {
+    engine::GrammarSpec grammar;
+    // several calls only where they are asked for: a model that may go on often does
+    const bool several = find_bool(asked, "parallel_tool_calls").value_or(false);
+    grammar.text = tool_call_grammar(request.syntax, request.parse, forced, several);
+    grammar.special_tokens = request.completion.generate.rendered_tokens;
+    request.completion.generate.grammar = std::move(grammar);
+  }
   return request;
 }
 

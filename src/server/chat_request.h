@@ -25,7 +25,7 @@ struct ChatRequest {
 ChatFormat::Prompt render_chat(const Json& body, const ChatFormat& format, const Api& api);
 
 // A whole chat body. Throws RequestError naming the field, also for parts that are known and not supported.
-ChatRequest parse_chat_request(Json body, const ChatFormat& format, const Api& api);
+ChatRequest parse_chat_request(const Json& body, const ChatFormat& format, const Api& api);
 
 // The object that the arguments of a call are; nullopt for other text and beyond the nesting that parse_object() takes.
 std::optional<Json> parse_arguments(const std::string& text);

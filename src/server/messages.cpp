@@ -112,7 +112,9 @@ Json chat_body(const Json& body) {
     if (*type != "auto" && *type != "any" && *type != "tool" && *type != "none")
       throw RequestError(
           fmt::format("Field 'tool_choice.type': '{}' is unknown; expected auto, any, tool or none", *type));
-    chat["tool_choice"] = *type == "any" || *type == "tool" ? "required" : *type;
+    chat["tool_choice"] = *type == "any" ? Json("required") : Json(*type);
+    if (*type == "tool")
+      chat["tool_choice"] = {{"type", "function"}, {"function", {{"name", find_text(*choice, "name").value_or("")}}}};
     if (find_bool(*choice, "disable_parallel_tool_use").value_or(false)) chat["parallel_tool_calls"] = false;
   }
   if (const Json* thinking = find_field(body, "thinking")) {

@@ -120,6 +120,8 @@ Json chat_body(const Json& body) {
     chat["tools"] = chat_tools(*tools);
   if (const Json* reasoning = find_field(body, "reasoning"); reasoning != nullptr && reasoning->is_object())
     if (const auto effort = find_text(*reasoning, "effort")) chat["reasoning_effort"] = *effort;
+  if (const Json* choice = find_field(body, "tool_choice"); choice != nullptr && choice->is_object())
+    chat["tool_choice"] = {{"type", "function"}, {"function", {{"name", find_text(*choice, "name").value_or("")}}}};
   const Json* text = find_field(body, "text");
   const Json* format = text != nullptr && text->is_object() ? find_field(*text, "format") : nullptr;
   if (format != nullptr && format->is_object() && find_text(*format, "type") == "json_schema") {

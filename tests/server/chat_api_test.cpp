@@ -152,6 +152,25 @@ TEST_F(ChatApi, GivesOneCallWhereThatIsWanted) {
   EXPECT_EQ(n_calls({{"tools", kTools}, {"parallel_tool_calls", false}}), 1u);
 }
 
+TEST_F(ChatApi, HoldsAnAnswerThatMustCallToACall) {
+  const Json choices[] = {"required", Json::parse(R"({"type": "function", "function": {"name": "get_weather"}})")};
+  for (const Json& choice : choices) {
+    const Json answer = post("/v1/chat/completions",
+                             chat("Hi", {{"tools", kTools}, {"tool_choice", choice}, {"max_tokens", 400}, {"seed", 1}}))
+                            .json();
+    ASSERT_TRUE(answer.contains("choices")) << answer;
+    const Json& message = answer["choices"][0]["message"];
+    ASSERT_TRUE(message.contains("tool_calls")) << answer;
+    EXPECT_EQ(message["tool_calls"][0]["function"]["name"], "get_weather");
+  }
+  const auto refuse = [&](const Json& more, const char* word) {
+    expect_error(post("/v1/chat/completions", chat("Hi", more)), 400, "invalid_request_error", {word});
+  };
+  refuse({{"tool_choice", "required"}}, "tool_choice");
+  refuse({{"tools", kTools}, {"tool_choice", Json::parse(R"({"type": "function", "function": {"name": "other"}})")}},
+         "other");
+}
+
 TEST_F(ChatApi, GivesLogprobsAndSeveralChoices) {
   const Json choice = ask(chat("Hi", {{"logprobs", true}, {"top_logprobs", 2}}), "ab").json().at("choices")[0];
   ASSERT_EQ(choice.at("logprobs").at("content").size(), 2u);
