@@ -287,7 +287,8 @@ Value round(Interpreter& interpreter, const Value& input, Arguments& arguments) 
 // The value at "a.b.0" below a value, as the `attribute` argument of many filters means it.
 Value at_path(Interpreter& interpreter, Value value, const Value& path) {
   if (path.is_integer()) return interpreter.subscript(value, path);
-  for (const std::string_view part : split_at(path.str(), ".", -1)) {
+  const std::string text = path.str();  // outlives its parts
+  for (const std::string_view part : split_at(text, ".", -1)) {
     const bool number =
         !part.empty() && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
     const auto index = number ? parse_integer(part, 10) : std::nullopt;

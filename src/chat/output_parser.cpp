@@ -567,17 +567,20 @@ bool OutputParser::step_python() {
 
 bool OutputParser::step_header() {
   constexpr std::string_view kMessage = "<|message|>", kChannel = "<|channel|>", kFunctions = "functions.";
+  constexpr std::string_view kBeginnings[] = {"<|", "to=", "assistant"};
+  const std::string_view text = rest().substr(std::min(rest().find_first_not_of(kSpace), rest().size()));
+  const auto is_any = [&](auto&& test) { return std::any_of(std::begin(kBeginnings), std::end(kBeginnings), test); };
+  const bool is_header = is_any([&](std::string_view b) { return text.starts_with(b); });
+  const bool may_become_one = !finishing_ && is_any([&](std::string_view b) { return b.starts_with(text); });
   const size_t end = rest().find(kMessage);
-  if (end == std::string_view::npos) {
-    const std::string_view text = trimmed(rest());
-    const auto may_be = [&](std::string_view begin) { return text.starts_with(begin) || begin.starts_with(text); };
-    if (!finishing_ && (may_be("<|") || may_be("to=") || may_be("assistant"))) return false;
-    if (text.empty() || (finishing_ && text.starts_with("<|"))) return false;
+  if (!is_header || (end == std::string_view::npos && finishing_)) {
+    if (may_become_one || text.empty() || text.starts_with("<|")) return false;
     channel_ = "final";  // an answer without a header
     channel_is_call_ = false;
     state_ = State::channel;
     return true;
   }
+  if (end == std::string_view::npos) return false;
   const std::string header(rest().substr(0, end));
   at_ += end + kMessage.size();
   const auto word_at = [&](size_t at) { return header.substr(at, header.find_first_of(" <\n", at) - at); };

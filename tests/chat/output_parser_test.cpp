@@ -186,6 +186,7 @@ TEST(OutputParser, TakesWhatIsNoCallForContent) {
        "<|tool_call_start|>1 + 1<|tool_call_end|>",
        {"<|tool_call_start|>1 + 1<|tool_call_end|>", "", {}}},
       {"<|channel|> <|message|>", "Just text.", {"Just text.", "", {}}},
+      {"<|channel|> <|message|>", "Hi <|message|> you", {"Hi <|message|> you", "", {}}},
   };
   for (const Example& example : examples) {
     SCOPED_TRACE(example.text);
