@@ -19,7 +19,7 @@ class Reader {
       const std::string name = identifier();
       Json arguments = Json::object();
       if (name.empty() || !take('(') || !keywords(arguments)) return std::nullopt;
-      list.emplace_back(name, arguments.dump());
+      list.emplace_back(name, arguments.dump(-1, ' ', false, Json::error_handler_t::replace));
     } while (take(','));
     if ((bracketed && !take(']')) || peek() != '\0' || list.empty()) return std::nullopt;
     return list;
