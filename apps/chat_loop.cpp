@@ -1,19 +1,16 @@
 #include "chat_loop.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <cstdio>
 
 #include "base/file.h"
-#include "chat/named_templates.h"
-#include "chat/output_parser.h"
-#include "chat/template.h"
 #include "conversation.h"
 #include "generate.h"
 #include "interrupts.h"
 #include "line_reader.h"
+#include "server/chat_format.h"
 
 namespace caravan::app {
 namespace {
@@ -74,8 +71,7 @@ class ChatLoop {
       : vocabulary_(opened.vocabulary()),
         engine_(engine),
         options_(options),
-        template_(options.chat_template),
-        syntax_(chat::detect_syntax(options.chat_template)),
+        format_(options.settings, opened.vocabulary()),
         conversation_(options.system_prompt),
         reader_(LineReader::ShowsPrompt::no),
         style_(uses_colors(options.colors, STDOUT_FILENO)),
@@ -163,40 +159,17 @@ class ChatLoop {
     }
   }
 
-  std::string text_of(std::optional<vocab::TokenId> token) const {
-    return token ? std::string(vocabulary_.text(*token)) : std::string();
-  }
-
-  std::string render() const {
-    chat::RenderInput input;
-    input.messages = conversation_.to_json();
-    input.bos_token = text_of(vocabulary_.bos());
-    input.eos_token = text_of(vocabulary_.eos());
-    input.extra = options_.template_arguments;
-    input.now = chat::local_time_now();
-    return template_.render(input);
-  }
-
-  // Templates write BOS themselves, or leave it to the tokenizer.
-  std::vector<int32_t> tokenize(const std::string& prompt) const {
-    auto tokens = vocabulary_.tokenize(prompt, vocab::AddSpecial::no, vocab::ParseSpecial::yes);
-    const auto bos = vocabulary_.bos();
-    if (bos && vocabulary_.adds_bos() && (tokens.empty() || tokens.front() != *bos))
-      tokens.insert(tokens.begin(), *bos);
-    return tokens;
-  }
-
-  bool ends_in_reasoning(std::string_view prompt) const {
-    prompt = prompt.substr(0, prompt.find_last_not_of(" \t\r\n") + 1);
-    return !syntax_.reasoning_begin.empty() && prompt.ends_with(syntax_.reasoning_begin);
-  }
-
   // Answers the last message of the conversation.
   void answer() {
-    const std::string prompt = render();
+    server::ChatFormat::Conversation conversation;
+    conversation.messages = conversation_.to_json();
+    conversation.extra = options_.template_arguments;
+    const server::ChatFormat::Prompt prompt = format_.render(conversation);
     engine::GenerateParams params = options_.generate;
-    params.prompt = tokenize(prompt);
-    chat::OutputParser parser(syntax_, {false, options_.tells_reasoning, ends_in_reasoning(prompt)});
+    params.prompt = vocabulary_.tokenize(prompt.text, vocab::AddSpecial::yes, vocab::ParseSpecial::yes);
+    params.rendered_tokens = format_.marks_in_vocabulary(*prompt.syntax);
+    const bool tells_reasoning = options_.settings.reasoning_format != "none";
+    chat::OutputParser parser(*prompt.syntax, {false, tells_reasoning, prompt.reasoning_open});
     AnswerPrinter printer(style_);
     last_ = generate(engine_, std::move(params), [&](std::string_view text) { printer.print(parser.push(text)); });
     printer.print(parser.finish());
@@ -218,8 +191,7 @@ class ChatLoop {
   const vocab::Vocabulary& vocabulary_;
   engine::Engine& engine_;
   const ChatOptions& options_;
-  chat::Template template_;
-  chat::OutputSyntax syntax_;  // of the model's answers
+  server::ChatFormat format_;
   Conversation conversation_;
   LineReader reader_;
   Style style_, notes_style_;
@@ -228,14 +200,6 @@ class ChatLoop {
 };
 
 }  // namespace
-
-std::string chat_template_source(const std::string& setting, const vocab::Vocabulary& vocabulary) {
-  if (setting.empty()) return vocabulary.chat_template().value_or(*chat::named_template("chatml"));
-  if (auto source = chat::named_template(setting)) return *source;
-  if (setting.find("{{") != std::string::npos || setting.find("{%") != std::string::npos) return setting;
-  throw RequestError(fmt::format("--chat-template: '{}' is neither Jinja source nor one of {}", setting,
-                                 fmt::join(chat::template_names(), ", ")));
-}
 
 int run_chat(OpenedModel& opened, engine::Engine& engine, const ChatOptions& options) {
   return ChatLoop(opened, engine, options).run();

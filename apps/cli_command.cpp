@@ -22,9 +22,9 @@ struct CliOptions {
   ModelOptions model;
   engine::SamplingParams sampling;
   std::optional<engine::GrammarSpec> grammar;
-  std::string prompt, system_prompt, chat_template;
-  bool tells_reasoning = true;
-  nlohmann::ordered_json template_arguments = nlohmann::ordered_json::object();
+  std::string prompt, system_prompt;
+  server::ChatSettings chat;
+  server::Json template_arguments = server::Json::object();
   std::optional<bool> conversation;  // -cnv, -no-cnv
   bool has_prompt = false, interactive = false, interactive_first = false, single_turn = false;
   bool escape = true, display_prompt = true, special = false, shows_timings = true;
@@ -68,12 +68,12 @@ void add_chat_options(OptionParser& parser, CliOptions& o) {
               "TEMPLATE",
               "chat template: Jinja source, or a name such as chatml (the model's own)",
               {"LLAMA_ARG_CHAT_TEMPLATE"},
-              into(o.chat_template)});
+              into(o.chat.chat_template)});
   parser.add({{"--chat-template-file"},
               "FILE",
               "the same from a file",
               {"LLAMA_ARG_CHAT_TEMPLATE_FILE"},
-              [&o](const std::string& value) { o.chat_template = read_text_argument(value); }});
+              [&o](const std::string& value) { o.chat.chat_template = read_text_argument(value); }});
   parser.add({{"--reasoning-format"},
               "FORMAT",
               "auto, deepseek: reasoning is marked and dimmed; none: shown as the model writes it (auto)",
@@ -81,14 +81,14 @@ void add_chat_options(OptionParser& parser, CliOptions& o) {
               [&o](const std::string& value) {
                 if (value != "auto" && value != "deepseek" && value != "none")
                   throw RequestError("expected auto, deepseek or none, found '" + value + "'");
-                o.tells_reasoning = value != "none";
+                o.chat.reasoning_format = value;
               }});
   parser.add({{"--chat-template-kwargs"},
               "JSON",
               "an object with more variables for the template",
               {"LLAMA_ARG_CHAT_TEMPLATE_KWARGS"},
               [&o](const std::string& value) {
-                o.template_arguments = nlohmann::ordered_json::parse(value, nullptr, false);
+                o.template_arguments = server::Json::parse(value, nullptr, false);
                 if (!o.template_arguments.is_object())
                   throw RequestError("expected a JSON object, found '" + value + "'");
               }});
@@ -153,7 +153,7 @@ bool wants_chat(const CliOptions& o, const vocab::Vocabulary& vocabulary) {
   if (o.conversation) return *o.conversation;
   if (!o.system_prompt.empty() || o.single_turn || o.interactive_first) return true;
   if (o.has_prompt || o.interactive) return false;
-  return !o.chat_template.empty() || vocabulary.chat_template().has_value();
+  return !o.chat.chat_template.empty() || vocabulary.chat_template().has_value();
 }
 
 std::string prompt_text(const CliOptions& o) { return o.escape ? unescape(o.prompt) : o.prompt; }
@@ -167,11 +167,10 @@ engine::GenerateParams generate_params(const CliOptions& o) {
   return params;
 }
 
-ChatOptions chat_options(const CliOptions& o, const vocab::Vocabulary& vocabulary) {
+ChatOptions chat_options(const CliOptions& o) {
   ChatOptions chat;
   chat.system_prompt = o.escape ? unescape(o.system_prompt) : o.system_prompt;
-  chat.chat_template = chat_template_source(o.chat_template, vocabulary);
-  chat.tells_reasoning = o.tells_reasoning;
+  chat.settings = o.chat;
   chat.template_arguments = o.template_arguments;
   if (o.has_prompt) chat.first_message = prompt_text(o);
   if (o.single_turn && !o.has_prompt) throw RequestError("--single-turn needs the message: give it with -p or -f");
@@ -234,7 +233,7 @@ int run_cli(int argc, char** argv) {
   if (!chats && !options.has_prompt && !options.interactive)
     throw RequestError(
         "no prompt: give one with -p TEXT or -f FILE, or use -i; talk with -cnv (the model has no chat template)");
-  const ChatOptions chat = chats ? chat_options(options, opened.vocabulary()) : ChatOptions{};
+  const ChatOptions chat = chats ? chat_options(options) : ChatOptions{};
   engine::validate(options.sampling, opened.hyperparameters().n_vocab);
   if (options.grammar) engine::GrammarCompiler(opened.vocabulary()).compile(*options.grammar);  // before the load
   engine::Engine engine(opened.pipeline(), opened.vocabulary());
