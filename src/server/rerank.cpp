@@ -1,5 +1,5 @@
-// POST /rerank and its other names: how well documents answer a query, for models with a ranking head. Takes and answers
-// the form of Jina's API ("documents") and that of Hugging Face's text-embeddings-inference ("texts").
+// POST /rerank and its other names: how well documents answer a query, for models with a ranking head. Takes and
+// answers the form of Jina's API ("documents") and that of Hugging Face's text-embeddings-inference ("texts").
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -58,7 +58,8 @@ Prompt pair_prompt(const vocab::Vocabulary& vocabulary, const std::string& query
     const size_t at = form->find("{document}");
     const std::string before = replaced(form->substr(0, at), "{query}", query);
     const std::string after =
-        at == std::string::npos ? "" : replaced(form->substr(at + std::string_view("{document}").size()), "{query}", query);
+        at == std::string::npos ? ""
+                                : replaced(form->substr(at + std::string_view("{document}").size()), "{query}", query);
     return vocabulary.tokenize(at == std::string::npos ? before : before + document + after, AddSpecial::yes,
                                ParseSpecial::yes);
   }
@@ -84,9 +85,8 @@ Prompt pair_prompt(const vocab::Vocabulary& vocabulary, const std::string& query
 Json answer_json(const RerankRequest& request, const std::vector<float>& scores, size_t n_tokens, const Api& api) {
   std::vector<size_t> order(scores.size());
   std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-  });
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); });
   order.resize(request.top_n);
   Json results = Json::array();
   for (const size_t index : order) {

@@ -35,8 +35,7 @@ std::vector<int32_t> decode_slot_file(std::span<const std::byte> bytes, const Sl
   if (found != model) throw FormatError(fmt::format("{}: saved with another model", context));
   const auto n_tokens = reader.read<uint32_t>("number of tokens");
   if (reader.remaining() != uint64_t{n_tokens} * sizeof(int32_t))
-    throw FormatError(
-        fmt::format("{}: expected {} tokens, found {} bytes", context, n_tokens, reader.remaining()));
+    throw FormatError(fmt::format("{}: expected {} tokens, found {} bytes", context, n_tokens, reader.remaining()));
   std::vector<int32_t> tokens;
   tokens.reserve(n_tokens);
   for (uint32_t i = 0; i < n_tokens; ++i) {

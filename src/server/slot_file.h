@@ -1,5 +1,5 @@
-// What POST /slots/{id}?action=save writes: the tokens of a slot. Not their keys and values: those lie on the machines of
-// the plan, depend on the model's every bit, and are computed again when the slot is restored, exactly.
+// What POST /slots/{id}?action=save writes: the tokens of a slot. Not their keys and values: those lie on the machines
+// of the plan, depend on the model's every bit, and are computed again when the slot is restored, exactly.
 #pragma once
 
 #include <cstddef>

@@ -25,8 +25,8 @@ double milliseconds_since(Clock::time_point start) {
 // Without the texts and lists that may be long, and without what only the HTTP side of a request knows.
 Json short_settings(const engine::SlotStatus::Task& task) {
   Json settings = generation_settings(*task.params, false, task.seed);
-  for (const char* name : {"stop", "dry_sequence_breakers", "logit_bias", "grammar", "grammar_triggers",
-                           "preserved_tokens", "stream"})
+  for (const char* name :
+       {"stop", "dry_sequence_breakers", "logit_bias", "grammar", "grammar_triggers", "preserved_tokens", "stream"})
     settings.erase(name);
   return settings;
 }
@@ -85,9 +85,7 @@ std::string file_name(const http::Request& request) {
   return *name;
 }
 
-SlotFileModel file_model(const Api& api) {
-  return {api.model.n_vocab, api.model.n_params, api.model.size_bytes};
-}
+SlotFileModel file_model(const Api& api) { return {api.model.n_vocab, api.model.n_params, api.model.size_bytes}; }
 
 Json save(const Api& api, uint32_t id, const std::string& name) {
   const auto start = Clock::now();
