@@ -189,7 +189,7 @@ SamplingParams random_params(std::mt19937& random) {
   params.top_n_sigma = random() % 4 == 0 ? 2.0f : -1.0f;
   params.xtc_probability = random() % 4 == 0 ? 0.5f : 0.0f;
   params.mirostat = random() % 6 == 0 ? 2 : 0;
-  if (random() % 3 == 0) params.logit_bias = {{static_cast<int32_t>(random() % 1000), 3.0f}, {kEnd, -2.0f}};
+  if (random() % 3 == 0) params.logit_bias = {{static_cast<int32_t>(random() % 250), 3.0f}, {kEnd, -2.0f}};
   return params;
 }
 
