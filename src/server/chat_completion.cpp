@@ -13,24 +13,6 @@
 namespace caravan::server {
 namespace {
 
-// The members that every object of a response has.
-class Frame {
- public:
-  Frame(const Api& api, const char* object)
-      : api_(api), object_(object), id_(random_id("chatcmpl-")), created_(unix_time()) {}
-
-  Json object(Json choices) const {
-    return {{"choices", std::move(choices)},      {"created", created_}, {"model", api_.model.id()},
-            {"system_fingerprint", build_info()}, {"object", object_},   {"id", id_}};
-  }
-
- private:
-  const Api& api_;
-  const char* object_;
-  std::string id_;
-  int64_t created_;
-};
-
 const char* chat_finish_reason(engine::StopType type, const chat::ParsedMessage& message) {
   return type != engine::StopType::limit && !message.calls.empty() ? "tool_calls" : finish_reason(type);
 }
@@ -48,13 +30,6 @@ Json message_json(const chat::ParsedMessage& message) {
   return json;
 }
 
-Usage usage_of(const std::vector<Answer>& answers) {
-  Usage usage;
-  for (const Answer& answer : answers)
-    if (answer.end) usage.add(*answer.end, answer.index == 0);  // one prompt for all
-  return usage;
-}
-
 net::awaitable<void> answer_whole(http::Exchange& exchange, StreamReader& reader, std::vector<Answer>& answers,
                                   const ChatRequest& request, const Api& api) {
   co_await collect(reader, answers);
@@ -70,8 +45,8 @@ net::awaitable<void> answer_whole(http::Exchange& exchange, StreamReader& reader
       choice["logprobs"] = chat_logprobs(answer.steps, api.vocabulary);
     choices.push_back(std::move(choice));
   }
-  Json result = Frame(api, "chat.completion").object(std::move(choices));
-  result["usage"] = usage_of(answers).json();
+  Json result = ResponseFrame(api, "chat.completion").object(std::move(choices));
+  result["usage"] = usage_of(answers, answers.size()).json();
   result["timings"] = timings_json(answers.front().end->timings);
   http::Response response = json_response(result);
   co_await exchange.send(std::move(response));
@@ -100,31 +75,32 @@ class ChunkWriter {
   ChunkWriter(const ChatRequest& request, const Api& api, size_t n_answers)
       : request_(request), api_(api), frame_(api, "chat.completion.chunk"), states_(n_answers, State(request)) {}
 
-  std::vector<Json> token(const Answer& answer, const engine::TokenEvent& event) {
+  std::vector<ServerSentEvent> token(const Answer& answer, const engine::TokenEvent& event) {
     State& state = states_[answer.index];
-    std::vector<Json> chunks = begin(answer);
+    std::vector<ServerSentEvent> chunks = begin(answer);
     for (const auto& step : event.probabilities) state.steps.push_back(step);
-    for (const chat::Delta& delta : state.parsed.push(event.text)) chunks.push_back(chunk(answer, delta_json(delta)));
+    for (const chat::Delta& delta : state.parsed.push(event.text))
+      chunks.push_back({"", chunk(answer, delta_json(delta))});
     if (request_.completion.timings_per_token && chunks.size() > (state.n_events == 0 ? 1u : 0u))
-      chunks.back()["timings"] = timings_json(event.timings);
+      chunks.back().data["timings"] = timings_json(event.timings);
     ++state.n_events;
     return chunks;
   }
 
-  std::vector<Json> end(const Answer& answer, const engine::FinalEvent& event) {
+  std::vector<ServerSentEvent> end(const Answer& answer, const engine::FinalEvent& event) {
     State& state = states_[answer.index];
-    std::vector<Json> chunks = begin(answer);
-    for (const chat::Delta& delta : state.parsed.finish()) chunks.push_back(chunk(answer, delta_json(delta)));
+    std::vector<ServerSentEvent> chunks = begin(answer);
+    for (const chat::Delta& delta : state.parsed.finish()) chunks.push_back({"", chunk(answer, delta_json(delta))});
     Json last = chunk(answer, Json::object());
     last["choices"][0]["finish_reason"] = chat_finish_reason(event.stop_type, state.parsed.message());
     if (!request_.completion.include_usage) last["timings"] = timings_json(event.timings);
-    chunks.push_back(std::move(last));
+    chunks.push_back({"", std::move(last)});
     return chunks;
   }
 
   Json usage(const std::vector<Answer>& answers) const {
     Json json = frame_.object(Json::array());
-    json["usage"] = usage_of(answers).json();
+    json["usage"] = usage_of(answers, answers.size()).json();
     json["timings"] = timings_json(answers.front().end->timings);
     return json;
   }
@@ -139,12 +115,12 @@ class ChunkWriter {
   };
 
   // The chunk with the role, before the first other one of an answer.
-  std::vector<Json> begin(const Answer& answer) {
-    std::vector<Json> chunks;
+  std::vector<ServerSentEvent> begin(const Answer& answer) {
+    std::vector<ServerSentEvent> chunks;
     if (!std::exchange(states_[answer.index].begun, true))
-      chunks.push_back(frame_.object(Json::array({{{"finish_reason", nullptr},
-                                                   {"index", answer.index},
-                                                   {"delta", {{"role", "assistant"}, {"content", nullptr}}}}})));
+      chunks.push_back({"", frame_.object(Json::array({{{"finish_reason", nullptr},
+                                                        {"index", answer.index},
+                                                        {"delta", {{"role", "assistant"}, {"content", nullptr}}}}}))});
     return chunks;
   }
 
@@ -157,50 +133,36 @@ class ChunkWriter {
 
   const ChatRequest& request_;
   const Api& api_;
-  const Frame frame_;
+  const ResponseFrame frame_;
   std::vector<State> states_;
 };
 
 net::awaitable<void> answer_streaming(http::Exchange& exchange, StreamReader& reader, std::vector<Answer>& answers,
                                       const ChatRequest& request, const Api& api) {
-  EventStream events(exchange);
-  ChunkWriter writer(request, api, answers.size());
-  while (!reader.finished()) {
-    const auto item = co_await reader.next(request.completion.ping_interval);
-    if (!item) {
-      co_await events.ping();
-      continue;
-    }
-    Answer& answer = answers[item->index];
-    if (const auto* error = std::get_if<engine::ErrorEvent>(&item->event)) {
-      engine::ErrorEvent failure = *error;
-      co_await events.fail(std::move(failure));
-      co_await events.end();
-      co_return;
-    }
-    std::vector<Json> chunks;
-    if (const auto* token = std::get_if<engine::TokenEvent>(&item->event)) {
-      chunks = writer.token(answer, *token);
-    } else if (const auto* end = std::get_if<engine::FinalEvent>(&item->event)) {
+  EventStream stream(exchange);
+  ChunkWriter chunks(request, api, answers.size());
+  const EventWriter writer = [&](size_t index, const engine::Event& event) -> std::vector<ServerSentEvent> {
+    Answer& answer = answers[index];
+    if (const auto* token = std::get_if<engine::TokenEvent>(&event)) return chunks.token(answer, *token);
+    if (const auto* end = std::get_if<engine::FinalEvent>(&event)) {
       answer.end = *end;
-      chunks = writer.end(answer, *end);
+      return chunks.end(answer, *end);
     }
-    for (Json& chunk : chunks) co_await events.send(std::move(chunk));
+    return {};
+  };
+  const bool complete = co_await stream_answers(stream, reader, request.completion.ping_interval, writer);
+  if (complete && request.completion.include_usage) {
+    ServerSentEvent usage{"", chunks.usage(answers)};
+    co_await stream.send(std::move(usage));
   }
-  if (request.completion.include_usage) {
-    Json chunk = writer.usage(answers);
-    co_await events.send(std::move(chunk));
-  }
-  co_await events.send_done();
-  co_await events.end();
+  if (complete) co_await stream.send_done();
+  co_await stream.end();
 }
 
 net::awaitable<void> post_chat(http::Exchange& exchange, std::shared_ptr<const ChatFormat> format, const Api& api) {
   require_generation(api);
   const ChatRequest request = parse_chat_request(parse_object(exchange.request().body), *format, api);
-  std::vector<Prompt> prompts;
-  prompts.push_back(tokenize_prompt(request.prompt, api));
-  Generation generation = submit(api, request.completion, std::move(prompts));
+  Generation generation = submit_chat(request, api);
   StreamReader reader(exchange, std::move(generation.streams));
   if (request.completion.stream) {
     co_await answer_streaming(exchange, reader, generation.answers, request, api);

@@ -288,6 +288,12 @@ Prompt tokenize_prompt(const std::string& prompt, const Api& api) {
   return api.vocabulary.tokenize(prompt, vocab::AddSpecial::yes, vocab::ParseSpecial::yes);
 }
 
+Generation submit_chat(const ChatRequest& request, const Api& api) {
+  std::vector<Prompt> prompts;
+  prompts.push_back(tokenize_prompt(request.prompt, api));
+  return submit(api, request.completion, std::move(prompts));
+}
+
 ChatAnswer::ChatAnswer(const ChatRequest& request)
     : parser_(request.syntax, request.parse, request.tools),
       parallel_(request.parallel_tool_calls),

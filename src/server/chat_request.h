@@ -7,6 +7,7 @@
 
 #include "chat/output_parser.h"
 #include "server/chat_format.h"
+#include "server/generation.h"
 #include "server/json.h"
 #include "server/params.h"
 
@@ -32,6 +33,9 @@ std::optional<Json> parse_arguments(const std::string& text);
 
 // The tokens of a rendered prompt.
 Prompt tokenize_prompt(const std::string& prompt, const Api& api);
+
+// Submits the request's prompt, as submit() does.
+Generation submit_chat(const ChatRequest& request, const Api& api);
 
 // One answer to a chat request while it grows.
 class ChatAnswer {

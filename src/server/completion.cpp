@@ -107,32 +107,22 @@ net::awaitable<void> answer_whole(http::Exchange& exchange, StreamReader& reader
 
 net::awaitable<void> answer_streaming(http::Exchange& exchange, StreamReader& reader, std::vector<Answer>& answers,
                                       const CompletionParams& params, const Api& api) {
-  EventStream events(exchange);
-  while (!reader.finished()) {
-    const auto item = co_await reader.next(params.ping_interval);
-    if (!item) {
-      co_await events.ping();
-      continue;
-    }
-    Answer& answer = answers[item->index];
-    if (const auto* error = std::get_if<engine::ErrorEvent>(&item->event)) {
-      engine::ErrorEvent failure = *error;
-      co_await events.fail(std::move(failure));
-      break;
-    }
-    Json json;
-    if (const auto* token = std::get_if<engine::TokenEvent>(&item->event)) {
+  EventStream stream(exchange);
+  const EventWriter writer = [&](size_t index, const engine::Event& event) -> std::vector<ServerSentEvent> {
+    Answer& answer = answers[index];
+    if (const auto* token = std::get_if<engine::TokenEvent>(&event)) {
       answer.content += token->text;
       answer.tokens.insert(answer.tokens.end(), token->tokens.begin(), token->tokens.end());
-      json = token_event(answer, *token, params, api);
-    } else if (const auto* progress = std::get_if<engine::ProgressEvent>(&item->event)) {
-      json = progress_event(answer, *progress);
-    } else if (const auto* end = std::get_if<engine::FinalEvent>(&item->event)) {
-      json = project(final_event(answer, *end, params, api), params.response_fields);
+      return {{"", token_event(answer, *token, params, api)}};
     }
-    co_await events.send(std::move(json));
-  }
-  co_await events.end();
+    if (const auto* progress = std::get_if<engine::ProgressEvent>(&event))
+      return {{"", progress_event(answer, *progress)}};
+    if (const auto* end = std::get_if<engine::FinalEvent>(&event))
+      return {{"", project(final_event(answer, *end, params, api), params.response_fields)}};
+    return {};
+  };
+  co_await stream_answers(stream, reader, params.ping_interval, writer);
+  co_await stream.end();
 }
 
 net::awaitable<void> post_completion(http::Exchange& exchange, const Api& api) {

@@ -16,13 +16,9 @@ net::awaitable<void> EventStream::write(std::string text) {
   co_await exchange_.write_chunk(text);
 }
 
-net::awaitable<void> EventStream::send(Json data) {
-  std::string text = "data: " + to_text(data) + "\n\n";
-  co_await write(std::move(text));
-}
-
-net::awaitable<void> EventStream::send(std::string_view name, Json data) {
-  std::string text = "event: " + std::string(name) + "\ndata: " + to_text(data) + "\n\n";
+net::awaitable<void> EventStream::send(ServerSentEvent event) {
+  std::string text = event.name.empty() ? "" : "event: " + event.name + "\n";
+  text += "data: " + to_text(event.data) + "\n\n";
   co_await write(std::move(text));
 }
 
@@ -34,12 +30,8 @@ net::awaitable<void> EventStream::ping() {
 net::awaitable<void> EventStream::fail(engine::ErrorEvent error, std::string_view name) {
   const RequestError failure(error.message, error.kind);
   if (!exchange_.response_begun()) throw failure;
-  Json body = Json::parse(error_response(std::make_exception_ptr(failure)).body);
-  if (name.empty()) {
-    co_await send(std::move(body));
-  } else {
-    co_await send(name, std::move(body));
-  }
+  ServerSentEvent event{std::string(name), Json::parse(error_response(std::make_exception_ptr(failure)).body)};
+  co_await send(std::move(event));
 }
 
 net::awaitable<void> EventStream::send_done() {

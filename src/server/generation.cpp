@@ -48,6 +48,25 @@ net::awaitable<void> collect(StreamReader& reader, std::vector<Answer>& answers)
   }
 }
 
+net::awaitable<bool> stream_answers(EventStream& stream, StreamReader& reader, net::Duration ping_interval,
+                                    const EventWriter& writer, std::string_view error_name) {
+  while (!reader.finished()) {
+    const auto item = co_await reader.next(ping_interval);
+    if (!item) {
+      co_await stream.ping();
+      continue;
+    }
+    if (const auto* error = std::get_if<engine::ErrorEvent>(&item->event)) {
+      engine::ErrorEvent failure = *error;
+      co_await stream.fail(std::move(failure), error_name);
+      co_return false;
+    }
+    std::vector<ServerSentEvent> events = writer(item->index, item->event);
+    for (ServerSentEvent& event : events) co_await stream.send(std::move(event));
+  }
+  co_return true;
+}
+
 Json timings_json(const engine::Timings& t) {
   const auto rate = [](double n, double ms) { return ms > 0 ? n * 1000.0 / ms : 0.0; };
   const auto per_token = [](double n, double ms) { return n > 0 ? ms / n : 0.0; };

@@ -1,6 +1,7 @@
 // The answers to the prompts of one request: submitted together, gathered from the engine's events.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -8,6 +9,7 @@
 
 #include "engine/request.h"
 #include "server/api.h"
+#include "server/event_stream.h"
 #include "server/json.h"
 #include "server/params.h"
 #include "server/stream_reader.h"
@@ -39,6 +41,15 @@ Generation submit(const Api& api, const CompletionParams& params, std::vector<Pr
 
 // Waits until every answer is complete. Throws RequestError for a failure of the engine.
 net::awaitable<void> collect(StreamReader& reader, std::vector<Answer>& answers);
+
+// What an event of answer `index` means to the client. It is never an ErrorEvent.
+using EventWriter = std::function<std::vector<ServerSentEvent>(size_t index, const engine::Event& event)>;
+
+// Sends what writer makes of each event until every answer is complete, and comments after ping_interval without one.
+// False after a failure of the engine, which is then the last event (error_name: EventStream::fail()). The response is
+// left open.
+net::awaitable<bool> stream_answers(EventStream& stream, StreamReader& reader, net::Duration ping_interval,
+                                    const EventWriter& writer, std::string_view error_name = {});
 
 // llama-server's "timings".
 Json timings_json(const engine::Timings& timings);

@@ -172,20 +172,14 @@ net::awaitable<void> answer_whole(http::Exchange& exchange, StreamReader& reader
   co_await exchange.send(std::move(response));
 }
 
-// One event of the stream.
-struct Event {
-  std::string name;
-  Json data;
-};
-
 // Deltas -> blocks that begin and end.
 class BlockWriter {
  public:
-  std::vector<Event> add(const std::vector<chat::Delta>& deltas) {
+  std::vector<ServerSentEvent> add(const std::vector<chat::Delta>& deltas) {
     for (const chat::Delta& delta : deltas) add(delta);
     return std::exchange(events_, {});
   }
-  std::vector<Event> end() {
+  std::vector<ServerSentEvent> end() {
     if (n_blocks_ == 0) begin("text", {{"type", "text"}, {"text", ""}});
     close();
     return std::exchange(events_, {});
@@ -230,12 +224,12 @@ class BlockWriter {
     open_.clear();
   }
 
-  std::vector<Event> events_;
+  std::vector<ServerSentEvent> events_;
   std::string open_;  // the type of the block that has begun
   size_t n_blocks_ = 0;
 };
 
-Event start_event(const std::string& id, const Api& api, size_t n_prompt_tokens) {
+ServerSentEvent start_event(const std::string& id, const Api& api, size_t n_prompt_tokens) {
   Json message = message_frame(id, api);
   message["stop_reason"] = nullptr;
   message["stop_sequence"] = nullptr;
@@ -249,27 +243,16 @@ net::awaitable<void> answer_streaming(http::Exchange& exchange, StreamReader& re
   ChatAnswer parsed(request);
   BlockWriter blocks;
   bool begun = false;
-  while (!reader.finished()) {
-    const auto item = co_await reader.next(request.completion.ping_interval);
-    std::vector<Event> events;
-    if (!item) {
-      co_await stream.ping();
-      continue;
-    }
-    if (const auto* error = std::get_if<engine::ErrorEvent>(&item->event)) {
-      engine::ErrorEvent failure = *error;
-      co_await stream.fail(std::move(failure), "error");
-      co_await stream.end();
-      co_return;
-    }
+  const EventWriter writer = [&](size_t, const engine::Event& event) {
+    std::vector<ServerSentEvent> events;
+    const auto add = [&events](std::vector<ServerSentEvent> more) {
+      for (ServerSentEvent& one : more) events.push_back(std::move(one));
+    };
     if (!std::exchange(begun, true))
       events.push_back(start_event(random_id("msg_", 24), api, answers.front().prompt.size()));
-    const auto add = [&events](std::vector<Event> more) {
-      for (Event& event : more) events.push_back(std::move(event));
-    };
-    if (const auto* token = std::get_if<engine::TokenEvent>(&item->event)) {
+    if (const auto* token = std::get_if<engine::TokenEvent>(&event)) {
       add(blocks.add(parsed.push(token->text)));
-    } else if (const auto* end = std::get_if<engine::FinalEvent>(&item->event)) {
+    } else if (const auto* end = std::get_if<engine::FinalEvent>(&event)) {
       add(blocks.add(parsed.finish()));
       add(blocks.end());
       events.push_back(
@@ -279,8 +262,9 @@ net::awaitable<void> answer_streaming(http::Exchange& exchange, StreamReader& re
             {"usage", usage_json(*end)}}});
       events.push_back({"message_stop", {{"type", "message_stop"}}});
     }
-    for (Event& event : events) co_await stream.send(event.name, std::move(event.data));
-  }
+    return events;
+  };
+  co_await stream_answers(stream, reader, request.completion.ping_interval, writer, "error");
   co_await stream.end();
 }
 
@@ -288,9 +272,7 @@ net::awaitable<void> post_messages(http::Exchange& exchange, std::shared_ptr<con
   require_generation(api);
   const Json body = parse_object(exchange.request().body);
   const ChatRequest request = parse_chat_request(chat_body(body), *format, api);
-  std::vector<Prompt> prompts;
-  prompts.push_back(tokenize_prompt(request.prompt, api));
-  Generation generation = submit(api, request.completion, std::move(prompts));
+  Generation generation = submit_chat(request, api);
   StreamReader reader(exchange, std::move(generation.streams));
   if (request.completion.stream) {
     co_await answer_streaming(exchange, reader, generation.answers, request, api);

@@ -37,4 +37,19 @@ Json Usage::json() const {
           {"prompt_tokens_details", {{"cached_tokens", cached_tokens}}}};
 }
 
+Usage usage_of(const std::vector<Answer>& answers, size_t n) {
+  Usage usage;
+  for (const Answer& answer : answers)
+    if (answer.end) usage.add(*answer.end, answer.index % n == 0);
+  return usage;
+}
+
+ResponseFrame::ResponseFrame(const Api& api, const char* object)
+    : api_(api), object_(object), id_(random_id("chatcmpl-")), created_(unix_time()) {}
+
+Json ResponseFrame::object(Json choices) const {
+  return {{"choices", std::move(choices)},      {"created", created_}, {"model", api_.model.id()},
+          {"system_fingerprint", build_info()}, {"object", object_},   {"id", id_}};
+}
+
 }  // namespace caravan::server

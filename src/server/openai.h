@@ -5,7 +5,7 @@
 #include <string>
 #include <string_view>
 
-#include "engine/request.h"
+#include "server/generation.h"
 #include "server/json.h"
 
 namespace caravan::server {
@@ -29,6 +29,22 @@ struct Usage {
   // Adds a completion. counts_prompt: it is the first one of its prompt.
   void add(const engine::FinalEvent& end, bool counts_prompt);
   Json json() const;
+};
+
+// Of answers of which every n have one prompt.
+Usage usage_of(const std::vector<Answer>& answers, size_t n);
+
+// The members that every object of a response has: the same id and time in all of them.
+class ResponseFrame {
+ public:
+  ResponseFrame(const Api& api, const char* object);
+  Json object(Json choices) const;
+
+ private:
+  const Api& api_;
+  const char* object_;
+  std::string id_;
+  int64_t created_;
 };
 
 }  // namespace caravan::server

@@ -33,22 +33,6 @@ OpenAiParams parse_fields(Json body, const Api& api) {
   return params;
 }
 
-// The members that every object of a response has.
-class Frame {
- public:
-  explicit Frame(const Api& api) : api_(api), id_(random_id("chatcmpl-")), created_(unix_time()) {}
-
-  Json object(Json choices) const {
-    return {{"choices", std::move(choices)},      {"created", created_},         {"model", api_.model.id()},
-            {"system_fingerprint", build_info()}, {"object", "text_completion"}, {"id", id_}};
-  }
-
- private:
-  const Api& api_;
-  std::string id_;
-  int64_t created_;
-};
-
 Json choice(size_t index, std::string text, Json logprobs, Json finish_reason) {
   return {{"text", std::move(text)},
           {"index", index},
@@ -58,13 +42,6 @@ Json choice(size_t index, std::string text, Json logprobs, Json finish_reason) {
 
 std::string echoed_text(const Answer& answer, const OpenAiParams& params, const Api& api) {
   return params.echo ? api.vocabulary.detokenize(answer.prompt, vocab::RenderSpecial::no) : std::string();
-}
-
-Usage usage_of(const std::vector<Answer>& answers, const CompletionParams& params) {
-  Usage usage;
-  for (const Answer& answer : answers)
-    if (answer.end) usage.add(*answer.end, answer.index % params.n == 0);
-  return usage;
 }
 
 net::awaitable<void> answer_whole(http::Exchange& exchange, StreamReader& reader, std::vector<Answer>& answers,
@@ -79,8 +56,8 @@ net::awaitable<void> answer_whole(http::Exchange& exchange, StreamReader& reader
     choices.push_back(choice(answer.index, echoed_text(answer, params, api) + answer.content, std::move(logprobs),
                              finish_reason(answer.end->stop_type)));
   }
-  Json result = Frame(api).object(std::move(choices));
-  result["usage"] = usage_of(answers, params.completion).json();
+  Json result = ResponseFrame(api, "text_completion").object(std::move(choices));
+  result["usage"] = usage_of(answers, params.completion.n).json();
   result["timings"] = timings_json(answers.back().end->timings);
   http::Response response = json_response(result);
   co_await exchange.send(std::move(response));
@@ -89,7 +66,11 @@ net::awaitable<void> answer_whole(http::Exchange& exchange, StreamReader& reader
 class ChunkWriter {
  public:
   ChunkWriter(const OpenAiParams& params, const Api& api, size_t n_answers)
-      : params_(params), api_(api), frame_(api), text_offsets_(n_answers, 0), begun_(n_answers, false) {}
+      : params_(params),
+        api_(api),
+        frame_(api, "text_completion"),
+        text_offsets_(n_answers, 0),
+        begun_(n_answers, false) {}
 
   Json token(const Answer& answer, const engine::TokenEvent& event) {
     Json logprobs;
@@ -106,7 +87,7 @@ class ChunkWriter {
   }
   Json usage(const std::vector<Answer>& answers) const {
     Json chunk = frame_.object(Json::array());
-    chunk["usage"] = usage_of(answers, params_.completion).json();
+    chunk["usage"] = usage_of(answers, params_.completion.n).json();
     return chunk;
   }
 
@@ -121,43 +102,31 @@ class ChunkWriter {
 
   const OpenAiParams& params_;
   const Api& api_;
-  const Frame frame_;
+  const ResponseFrame frame_;
   std::vector<size_t> text_offsets_;
   std::vector<bool> begun_;
 };
 
 net::awaitable<void> answer_streaming(http::Exchange& exchange, StreamReader& reader, std::vector<Answer>& answers,
                                       const OpenAiParams& params, const Api& api) {
-  EventStream events(exchange);
+  EventStream stream(exchange);
   ChunkWriter chunks(params, api, answers.size());
-  while (!reader.finished()) {
-    const auto item = co_await reader.next(params.completion.ping_interval);
-    if (!item) {
-      co_await events.ping();
-      continue;
-    }
-    Answer& answer = answers[item->index];
-    if (const auto* error = std::get_if<engine::ErrorEvent>(&item->event)) {
-      engine::ErrorEvent failure = *error;
-      co_await events.fail(std::move(failure));
-      co_await events.end();
-      co_return;
-    }
-    if (const auto* token = std::get_if<engine::TokenEvent>(&item->event)) {
-      Json chunk = chunks.token(answer, *token);
-      co_await events.send(std::move(chunk));
-    } else if (const auto* end = std::get_if<engine::FinalEvent>(&item->event)) {
+  const EventWriter writer = [&](size_t index, const engine::Event& event) -> std::vector<ServerSentEvent> {
+    Answer& answer = answers[index];
+    if (const auto* token = std::get_if<engine::TokenEvent>(&event)) return {{"", chunks.token(answer, *token)}};
+    if (const auto* end = std::get_if<engine::FinalEvent>(&event)) {
       answer.end = *end;
-      Json chunk = chunks.end(answer, *end);
-      co_await events.send(std::move(chunk));
+      return {{"", chunks.end(answer, *end)}};
     }
+    return {};
+  };
+  const bool complete = co_await stream_answers(stream, reader, params.completion.ping_interval, writer);
+  if (complete && params.completion.include_usage) {
+    ServerSentEvent usage{"", chunks.usage(answers)};
+    co_await stream.send(std::move(usage));
   }
-  if (params.completion.include_usage) {
-    Json chunk = chunks.usage(answers);
-    co_await events.send(std::move(chunk));
-  }
-  co_await events.send_done();
-  co_await events.end();
+  if (complete) co_await stream.send_done();
+  co_await stream.end();
 }
 
 net::awaitable<void> post_completion(http::Exchange& exchange, const Api& api) {

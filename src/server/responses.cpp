@@ -165,23 +165,18 @@ class ResponseBuilder {
  public:
   explicit ResponseBuilder(const Api& api) : api_(api), id_(random_id("resp_", 24)), created_(unix_time()) {}
 
-  struct Event {
-    std::string name;
-    Json data;
-  };
-
-  std::vector<Event> begin() {
+  std::vector<ServerSentEvent> begin() {
     emit("response.created", {{"response", json("in_progress", nullptr)}});
     emit("response.in_progress", {{"response", json("in_progress", nullptr)}});
     return std::exchange(events_, {});
   }
 
-  std::vector<Event> add(const std::vector<chat::Delta>& deltas) {
+  std::vector<ServerSentEvent> add(const std::vector<chat::Delta>& deltas) {
     for (const chat::Delta& delta : deltas) add(delta);
     return std::exchange(events_, {});
   }
 
-  std::vector<Event> end(const engine::FinalEvent& end) {
+  std::vector<ServerSentEvent> end(const engine::FinalEvent& end) {
     if (items_.empty()) open(Item::Kind::message, nullptr);
     close();
     emit("response.completed", {{"response", result(end)}});
@@ -294,7 +289,7 @@ class ResponseBuilder {
   int64_t created_;
   std::vector<Item> items_;
   bool is_open_ = false;  // the last item still grows
-  std::vector<Event> events_;
+  std::vector<ServerSentEvent> events_;
   uint64_t n_events_ = 0;
 };
 
@@ -317,31 +312,21 @@ net::awaitable<void> answer_streaming(http::Exchange& exchange, StreamReader& re
   ChatAnswer parsed(request);
   ResponseBuilder builder(api);
   bool begun = false;
-  while (!reader.finished()) {
-    const auto item = co_await reader.next(request.completion.ping_interval);
-    if (!item) {
-      co_await stream.ping();
-      continue;
-    }
-    if (const auto* error = std::get_if<engine::ErrorEvent>(&item->event)) {
-      engine::ErrorEvent failure = *error;
-      co_await stream.fail(std::move(failure), "error");
-      co_await stream.end();
-      co_return;
-    }
-    std::vector<ResponseBuilder::Event> events;
-    const auto add = [&events](std::vector<ResponseBuilder::Event> more) {
-      for (auto& event : more) events.push_back(std::move(event));
+  const EventWriter writer = [&](size_t, const engine::Event& event) {
+    std::vector<ServerSentEvent> events;
+    const auto add = [&events](std::vector<ServerSentEvent> more) {
+      for (ServerSentEvent& one : more) events.push_back(std::move(one));
     };
     if (!std::exchange(begun, true)) add(builder.begin());
-    if (const auto* token = std::get_if<engine::TokenEvent>(&item->event)) {
+    if (const auto* token = std::get_if<engine::TokenEvent>(&event)) {
       add(builder.add(parsed.push(token->text)));
-    } else if (const auto* end = std::get_if<engine::FinalEvent>(&item->event)) {
+    } else if (const auto* end = std::get_if<engine::FinalEvent>(&event)) {
       add(builder.add(parsed.finish()));
       add(builder.end(*end));
     }
-    for (auto& event : events) co_await stream.send(event.name, std::move(event.data));
-  }
+    return events;
+  };
+  co_await stream_answers(stream, reader, request.completion.ping_interval, writer, "error");
   co_await stream.end();
 }
 
@@ -350,9 +335,7 @@ net::awaitable<void> post_responses(http::Exchange& exchange, std::shared_ptr<co
   require_generation(api);
   const Json body = parse_object(exchange.request().body);
   const ChatRequest request = parse_chat_request(chat_body(body), *format, api);
-  std::vector<Prompt> prompts;
-  prompts.push_back(tokenize_prompt(request.prompt, api));
-  Generation generation = submit(api, request.completion, std::move(prompts));
+  Generation generation = submit_chat(request, api);
   StreamReader reader(exchange, std::move(generation.streams));
   if (request.completion.stream) {
     co_await answer_streaming(exchange, reader, request, api);
