@@ -5,7 +5,6 @@
 #include <sys/socket.h>
 
 #include <boost/asio/redirect_error.hpp>
-#include <boost/asio/write.hpp>
 
 namespace caravan::net {
 
@@ -26,6 +25,12 @@ void set_options(Socket& socket) {
   ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
 }
 
+std::string peer_of(const Socket& socket) {
+  boost::system::error_code code;
+  const auto address = socket.remote_endpoint(code);
+  return code ? "a peer that left" : describe(address);
+}
+
 }  // namespace
 
 ConnectionError connection_error(const std::string& peer, const boost::system::error_code& code, bool closed_here) {
@@ -40,47 +45,12 @@ ConnectionError connection_error(const std::string& peer, const boost::system::e
   return {Kind::lost, fmt::format("{}: {}", peer, code.message())};
 }
 
-TcpConnection::TcpConnection(Socket socket) : executor_(socket.get_executor()), socket_(std::move(socket)) {
-  boost::system::error_code code;
-  const auto address = socket_.remote_endpoint(code);
-  peer_ = code ? "a peer that left" : describe(address);
-  set_options(socket_);
-}
-
-awaitable<size_t> TcpConnection::read_some(std::span<std::byte> buffer) {
-  boost::system::error_code code;
-  const size_t n = co_await socket_.async_read_some(asio::buffer(buffer.data(), buffer.size()),
-                                                    asio::redirect_error(asio::use_awaitable, code));
-  if (code == asio::error::eof) co_return 0;
-  if (code) throw connection_error(peer_, code, closed_);
-  co_return n;
-}
-
-awaitable<void> TcpConnection::write(std::span<const ConstBuffer> buffers) {
-  // Asio would wait for a dead socket to become writable: for ever.
-  if (write_failed_) throw connection_error(peer_, asio::error::broken_pipe, closed_);
-  boost::system::error_code code;
-  // std::vector: a span is not a buffer sequence for Boost 1.81
-  const std::vector<ConstBuffer> sequence(buffers.begin(), buffers.end());
-  co_await asio::async_write(socket_, sequence, asio::redirect_error(asio::use_awaitable, code));
-  write_failed_ = static_cast<bool>(code);
-  if (code) throw connection_error(peer_, code, closed_);
-}
-
-awaitable<void> TcpConnection::shutdown() {
-  boost::system::error_code ignored;
-  socket_.shutdown(asio::socket_base::shutdown_send, ignored);
-  co_return;
-}
-
-void TcpConnection::close() noexcept {
-  closed_ = true;
-  boost::system::error_code ignored;
-  socket_.close(ignored);
+TcpConnection::TcpConnection(Socket open_socket) : SocketConnection(peer_of(open_socket), std::move(open_socket)) {
+  set_options(socket());
 }
 
 void TcpConnection::abort() noexcept {
-  reset_on_close(socket_);
+  reset_on_close(socket());
   close();
 }
 
@@ -92,10 +62,10 @@ void reset_on_close(Socket& socket) noexcept {
 awaitable<size_t> TcpConnection::peek(std::span<std::byte> buffer) {
   boost::system::error_code code;
   const size_t n =
-      co_await socket_.async_receive(asio::buffer(buffer.data(), buffer.size()), asio::socket_base::message_peek,
-                                     asio::redirect_error(asio::use_awaitable, code));
+      co_await socket().async_receive(asio::buffer(buffer.data(), buffer.size()), asio::socket_base::message_peek,
+                                      asio::redirect_error(asio::use_awaitable, code));
   if (code == asio::error::eof) co_return 0;
-  if (code) throw connection_error(peer_, code, closed_);
+  if (code) throw connection_error(peer(), code, is_closed());
   co_return n;
 }
 

@@ -6,59 +6,14 @@
 #include <unistd.h>
 
 #include <boost/asio/redirect_error.hpp>
-#include <boost/asio/write.hpp>
-#include <vector>
 
 #include "base/log.h"
-#include "net/tcp.h"
+#include "net/socket_connection.h"
 
 namespace caravan::net {
 namespace {
 
 using UnixSocket = asio::basic_stream_socket<asio::local::stream_protocol, Executor>;
-
-class UnixConnection : public Connection {
- public:
-  UnixConnection(UnixSocket socket, std::string peer)
-      : executor_(socket.get_executor()), socket_(std::move(socket)), peer_(std::move(peer)) {}
-
-  Executor executor() const override { return executor_; }
-  const std::string& peer() const override { return peer_; }
-
-  awaitable<size_t> read_some(std::span<std::byte> buffer) override {
-    boost::system::error_code code;
-    const size_t n = co_await socket_.async_read_some(asio::buffer(buffer.data(), buffer.size()),
-                                                      asio::redirect_error(asio::use_awaitable, code));
-    if (code == asio::error::eof) co_return 0;
-    if (code) throw connection_error(peer_, code, closed_);
-    co_return n;
-  }
-
-  awaitable<void> write(std::span<const ConstBuffer> buffers) override {
-    boost::system::error_code code;
-    const std::vector<ConstBuffer> sequence(buffers.begin(), buffers.end());
-    co_await asio::async_write(socket_, sequence, asio::redirect_error(asio::use_awaitable, code));
-    if (code) throw connection_error(peer_, code, closed_);
-  }
-
-  awaitable<void> shutdown() override {
-    boost::system::error_code ignored;
-    socket_.shutdown(asio::socket_base::shutdown_send, ignored);
-    co_return;
-  }
-
-  void close() noexcept override {
-    closed_ = true;
-    boost::system::error_code ignored;
-    socket_.close(ignored);
-  }
-
- private:
-  Executor executor_;
-  UnixSocket socket_;
-  std::string peer_;
-  bool closed_ = false;
-};
 
 // A socket file that was left behind by a process that is gone refuses connections.
 bool nobody_listens(IoThreads& io, const std::string& path) {
@@ -100,7 +55,7 @@ awaitable<std::unique_ptr<Connection>> UnixListener::accept() {
     boost::system::error_code code;
     UnixSocket socket(io_.make_strand());
     co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, code));
-    if (!code) co_return std::make_unique<UnixConnection>(std::move(socket), "a client of " + path_);
+    if (!code) co_return std::make_unique<SocketConnection<UnixSocket>>("a client of " + path_, std::move(socket));
     if (!acceptor_.is_open()) break;
     spdlog::warn("accepting a connection on {}: {}; trying again", path_, code.message());
     co_await sleep_for(std::chrono::milliseconds(100));
