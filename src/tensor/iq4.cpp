@@ -4,6 +4,7 @@
 
 #include "tensor/blocks.h"
 #include "tensor/conversions.h"
+#include "tensor/extreme.h"
 #include "tensor/half.h"
 #include "tensor/scale_search.h"
 
@@ -64,14 +65,13 @@ BlockIq4Nl quantize_block_iq4_nl(const float* x) {
 
 BlockIq4Xs quantize_block_iq4_xs(const float* x) {
   BlockIq4Xs block{};
-  float weights[BlockIq4Xs::kLength], fits[kSubBlocks], extreme = 0;
+  float weights[BlockIq4Xs::kLength], fits[kSubBlocks];
   for (int j = 0; j < kSubBlocks; ++j) {
     const int first = j * kSubBlock;
     error_weights<kSubBlock>(x + first, weights + first);
     fits[j] = fit_scale<kSubBlock>(x + first, weights + first, Iq4Levels{}, kAnchors);
-    if (std::fabs(fits[j]) > std::fabs(extreme)) extreme = fits[j];
   }
-  block.d = f32_to_f16(extreme / kXsScales.lowest);
+  block.d = f32_to_f16(extreme_of(fits, kSubBlocks) / kXsScales.lowest);
   const float d = f16_to_f32(block.d);
   for (int j = 0; j < kSubBlocks; ++j) {
     float levels[kSubBlock];

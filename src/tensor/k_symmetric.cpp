@@ -2,6 +2,7 @@
 // scale_search.h.
 #include "tensor/blocks.h"
 #include "tensor/conversions.h"
+#include "tensor/extreme.h"
 #include "tensor/half.h"
 #include "tensor/scale_search.h"
 
@@ -22,14 +23,13 @@ constexpr SymmetricFormat kQ3Format{{-4, 3}, {-32, 31}, kQ3Anchors}, kQ6Format{{
 
 // Quantises a super-block: fills scales and levels, and returns the bits of d.
 uint16_t quantize_symmetric(const float* x, const SymmetricFormat& format, int* scales, float* levels) {
-  float weights[256], fits[kSubBlocks], extreme = 0;
+  float weights[256], fits[kSubBlocks];
   for (int j = 0; j < kSubBlocks; ++j) {
     const int first = j * kSubBlock;
     error_weights<kSubBlock>(x + first, weights + first);
     fits[j] = fit_scale<kSubBlock>(x + first, weights + first, format.levels, format.anchors);
-    if (std::fabs(fits[j]) > std::fabs(extreme)) extreme = fits[j];
   }
-  const uint16_t d_bits = f32_to_f16(extreme / format.scales.lowest);
+  const uint16_t d_bits = f32_to_f16(extreme_of(fits, kSubBlocks) / format.scales.lowest);
   const float d = f16_to_f32(d_bits);
   for (int j = 0; j < kSubBlocks; ++j) {
     const int first = j * kSubBlock;

@@ -1,10 +1,10 @@
 // Q4_0: 32 nibbles around 8 and a binary16 scale.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "tensor/blocks.h"
 #include "tensor/conversions.h"
+#include "tensor/extreme.h"
 #include "tensor/half.h"
 
 namespace caravan::tensor {
@@ -35,10 +35,7 @@ void dequantize_q4_0(const std::byte* blocks, float* values, int64_t n) {
 
 void quantize_q4_0(const float* values, std::byte* blocks, int64_t n) {
   for (int64_t b = 0; b < n / BlockQ4_0::kLength; ++b, values += BlockQ4_0::kLength) {
-    float extreme = 0;
-    for (int i = 0; i < BlockQ4_0::kLength; ++i)
-      if (std::fabs(values[i]) > std::fabs(extreme)) extreme = values[i];
-    const float d = extreme / -8.0f;
+    const float d = extreme_of(values, BlockQ4_0::kLength) / -8.0f;
     const float inverse = d != 0 ? 1.0f / d : 0.0f;
     BlockQ4_0 block;
     block.d = f32_to_f16(d);

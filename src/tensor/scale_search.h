@@ -8,13 +8,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <span>
 
 #include "tensor/blocks.h"
+#include "tensor/extreme.h"
 
 namespace caravan::tensor {
 
@@ -93,9 +93,7 @@ struct Anchor {
 // The best scale for n values, 0 where all are zero. The first anchor's centre without least squares is tried first.
 template <int n, typename Levels>
 float fit_scale(const float* x, const float* weights, const Levels& set, std::span<const Anchor> anchors) {
-  float extreme = 0;
-  for (int i = 0; i < n; ++i)
-    if (std::fabs(x[i]) > std::fabs(extreme)) extreme = x[i];
+  const float extreme = extreme_of(x, n);
   if (extreme == 0) return 0;
   float levels[n];
   float best = extreme / anchors[0].centre;
