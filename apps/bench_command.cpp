@@ -11,6 +11,8 @@
 #include "device/cpu/limits.h"
 #include "gguf/file_type.h"
 #include "model_options.h"
+#include "models/registry.h"
+#include "models/work.h"
 #include "sequence_driver.h"
 
 namespace caravan::app {
@@ -40,37 +42,6 @@ OptionParser make_parser(BenchOptions& o) {
   add_log_options(parser, o.model.log_level);
   add_known_model_flags(parser);
   return parser;
-}
-
-// What one token takes, counted in the file's own bytes.
-struct ModelWork {
-  double weight_bytes =
-      0;  // read per generated token: layers (used experts only) and the output matrix, no embedding rows
-  double layer_weights = 0;   // multiplied per token
-  double output_weights = 0;  // multiplied per output row
-};
-
-ModelWork model_work(const OpenedModel& opened) {
-  const models::Hyperparameters& hp = opened.hyperparameters();
-  const gguf::Model& file = opened.file();
-  const bool tied = file.find("output.weight") == nullptr;
-  ModelWork work;
-  for (const gguf::TensorInfo& tensor : file.tensors()) {
-    const auto bytes = static_cast<double>(tensor.size_bytes);
-    const auto elements = static_cast<double>(tensor::n_elements(tensor.ne));
-    const bool is_embedding = tensor.name.rfind("token_embd.", 0) == 0;
-    const bool is_output = tensor.name == "output.weight" || (tied && is_embedding);
-    const bool is_expert = tensor.name.find("_exps.") != std::string::npos;
-    const double share = is_expert && hp.n_expert > 0 ? double{hp.n_expert_used * 1.0} / hp.n_expert : 1.0;
-    if (is_embedding && !is_output) continue;
-    work.weight_bytes += bytes * share;
-    if (is_output) {
-      work.output_weights += elements;
-    } else if (tensor.name.rfind("blk.", 0) == 0 && tensor.ne[1] > 1) {
-      work.layer_weights += elements * share;
-    }
-  }
-  return work;
 }
 
 struct Series {
@@ -158,7 +129,8 @@ int run_bench(int argc, char** argv) {
   OpenedModel opened(options.model);
   opened.pipeline().start();
   SequenceDriver driver(opened.pipeline());
-  const ModelWork work = model_work(opened);
+  const models::ModelWork work = models::model_work(models::find_arch(opened.file().metadata()),
+                                                    opened.hyperparameters(), models::tensor_map(opened.file()));
 
   Series prompt, generation;
   Series warm_up_prompt, warm_up_generation;
@@ -166,7 +138,8 @@ int run_bench(int argc, char** argv) {
   for (int i = 0; i < options.repetitions; ++i)
     measure(driver, options, opened.hyperparameters().n_vocab, prompt, generation);
 
-  const double prompt_ops = 2 * work.layer_weights * options.n_prompt + 2 * work.output_weights;
+  const double prompt_ops = 2 * work.per_prompt_row().multiplies * options.n_prompt +
+                            2 * (work.per_token().multiplies - work.per_prompt_row().multiplies);
   const Json result = {{"model", options.model.model},
                        {"threads", n_threads},
                        {"isa", std::string(isa_name(select_isa()))},
@@ -179,7 +152,7 @@ int run_bench(int argc, char** argv) {
                        {"generation",
                         {{"n", options.n_gen},
                          {"tokens_per_s", generation.json()},
-                         {"weight_bytes_per_s", work.weight_bytes * generation.median()}}},
+                         {"weight_bytes_per_s", work.per_token().bytes * generation.median()}}},
                        {"limits",
                         {{"read_bytes_per_s", limits.read_bytes_per_s},
                          {"int8_ops_per_s", limits.int8_ops_per_s},

@@ -1,0 +1,52 @@
+#include "models/work.h"
+
+#include <set>
+
+namespace caravan::models {
+namespace {
+
+Work sum_of(const WorkByType& by_type) {
+  Work sum;
+  for (const auto& [type, work] : by_type) sum += work;
+  return sum;
+}
+
+}  // namespace
+
+Work ModelWork::per_prompt_row() const {
+  Work sum;
+  for (const WorkByType& layer : layers) sum += sum_of(layer);
+  return sum;
+}
+
+Work ModelWork::per_token() const {
+  Work sum = per_prompt_row();
+  sum += sum_of(output);
+  return sum;
+}
+
+ModelWork model_work(const Arch& arch, const Hyperparameters& hp, const graph::TensorMap& tensors) {
+  ModelWork work;
+  work.layers.resize(hp.n_layer);
+  std::set<std::pair<std::string, TensorDecl::Scope>> counted;
+  for (const TensorDecl& decl : slice_tensors(arch, hp, whole_model(hp))) {
+    if (decl.presence == TensorDecl::Presence::unused) continue;
+    if (decl.scope != TensorDecl::Scope::layer && decl.scope != TensorDecl::Scope::output) continue;
+    auto found = tensors.find(decl.name);
+    if (found == tensors.end()) found = tensors.find(decl.fallback);
+    // Optional and absent, or counted: one tensor may stand for several (attn_qkv).
+    if (found == tensors.end() || !counted.insert({found->first, decl.scope}).second) continue;
+
+    const auto& [dtype, ne] = found->second;
+    const bool of_expert = decl.expert_axis.has_value() && hp.n_expert > 0;
+    const double share = of_expert ? static_cast<double>(hp.n_expert_used) / hp.n_expert : 1.0;
+    const auto n_rows = static_cast<double>(tensor::n_elements(ne)) / static_cast<double>(ne[0]);
+    Work one;
+    one.bytes = static_cast<double>(tensor::row_bytes(dtype, static_cast<uint64_t>(ne[0]))) * n_rows * share;
+    if (decl.role == graph::WeightRole::matrix) one.multiplies = static_cast<double>(ne[0]) * n_rows * share;
+    (decl.scope == TensorDecl::Scope::output ? work.output : work.layers[decl.layer])[dtype] += one;
+  }
+  return work;
+}
+
+}  // namespace caravan::models
