@@ -37,11 +37,9 @@ CostModel::CostModel(Input input) : input_(std::move(input)) {
 }
 
 double CostModel::seconds(size_t device, const models::WorkByType& by_type, uint32_t n_rows) const {
-  const DeviceProfile& profile = input_.devices[device];
   double sum = 0;
   for (const auto& [type, work] : by_type) {
-    const auto found = profile.matrices.find(type);
-    const MatrixRate& rate = found == profile.matrices.end() ? profile.other : found->second;
+    const stage::MatrixRate rate = input_.devices[device].rate(type);
     sum += std::max(work.bytes / rate.bytes_per_s, 2 * work.multiplies * n_rows / rate.ops_per_s);
   }
   return sum;

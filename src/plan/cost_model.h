@@ -15,22 +15,9 @@
 #include <vector>
 
 #include "models/work.h"
+#include "stage/profile.h"
 
 namespace caravan::plan {
-
-// Speed of matrices of one type on a device.
-struct MatrixRate {
-  double bytes_per_s = 0;  // weights streamed for a single row
-  double ops_per_s = 0;    // with many rows; a multiply and an add are two operations
-};
-
-// What a device measured of itself.
-struct DeviceProfile {
-  std::map<tensor::DType, MatrixRate> matrices;
-  MatrixRate other;              // for types that are not listed
-  double cache_bytes_per_s = 0;  // keys and values read by attention
-  double step_seconds = 0;       // cost of a step however small
-};
 
 // Between the server and a device.
 struct LinkProfile {
@@ -66,7 +53,7 @@ class CostModel {
     uint32_t n_embd = 0;
     uint32_t n_slots = 1;
     double context = kTypicalPrompt;  // tokens that a row attends to
-    std::vector<DeviceProfile> devices;
+    std::vector<stage::DeviceProfile> devices;
     std::vector<LinkProfile> links;  // per device
   };
   explicit CostModel(Input input);

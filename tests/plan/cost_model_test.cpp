@@ -14,17 +14,16 @@ using tensor::DType;
 
 constexpr double kGB = 1e9;
 
-DeviceProfile profile_of(double gigabytes_per_s, double gops_per_s) {
-  DeviceProfile profile;
+stage::DeviceProfile profile_of(double gigabytes_per_s, double gops_per_s) {
+  stage::DeviceProfile profile;
   profile.matrices[DType::q4_0] = {gigabytes_per_s * kGB, gops_per_s * 1e9};
-  profile.other = {gigabytes_per_s * kGB / 2, gops_per_s * 1e9 / 4};
   profile.cache_bytes_per_s = gigabytes_per_s * kGB;
   profile.step_seconds = 20e-6;
   return profile;
 }
 
 // n layers of 30 MB that multiply 50 million times per row, an output matrix of 40 MB.
-CostModel::Input input_of(uint32_t n_layer, std::vector<DeviceProfile> devices, double latency = 100e-6) {
+CostModel::Input input_of(uint32_t n_layer, std::vector<stage::DeviceProfile> devices, double latency = 100e-6) {
   CostModel::Input input;
   models::WorkByType layer;
   layer[DType::q4_0] = {30e6, 50e6};
@@ -137,7 +136,7 @@ TEST(FastestStages, ReachesNinetyFivePercentOfTheBestSplitInAGridOfClusters) {
   int n_placed = 0;
   for (int cluster = 0; cluster < 200; ++cluster) {
     const size_t n_devices = 1 + cluster % 4;
-    std::vector<DeviceProfile> profiles;
+    std::vector<stage::DeviceProfile> profiles;
     for (size_t i = 0; i < n_devices; ++i) profiles.push_back(profile_of(between(2, 60), between(20, 900)));
     auto input = input_of(6 + cluster % 5, profiles);
     for (LinkProfile& link : input.links) link = {between(20e-6, 5e-3), between(1e6, 1e9)};

@@ -1,0 +1,124 @@
+#include "stage/profile.h"
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "base/error.h"
+#include "graph/builder.h"
+
+namespace caravan::stage {
+namespace {
+
+using tensor::DType;
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t kWidth = 2048;      // values per row of the matrices
+constexpr int64_t kManyRows = 128;    // rows of a step that is bound by arithmetic
+constexpr int64_t kLayerRows = 2048;  // outputs of a matrix as wide as a layer's
+constexpr auto kShortest = std::chrono::milliseconds(40);
+constexpr int kLeastRuns = 3;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// One matrix of a type on a device, and the product with it.
+class Product {
+ public:
+  Product(device::Device& device, DType type, int64_t n_in, int64_t n_out, int64_t max_rows)
+      : n_in_(n_in), n_out_(n_out) {
+    const graph::TensorMap tensors = {{"w", {type, {n_in, n_out, 1, 1}}}};
+    graph::Builder builder(tensors);
+    builder.output("y", builder.mul_mat(builder.matrix("w", {n_in, n_out}), builder.hidden(n_in)));
+    const graph::Graph graph = builder.finish();
+    const auto weights = device.create_weights(graph.weights);
+    const std::vector<std::byte> row = random_row(type, n_in);
+    for (int64_t i = 0; i < n_out; ++i) weights->upload(0, static_cast<uint64_t>(i) * row.size(), row);
+    weights->finish();
+    executable_ = device.compile(graph, weights, nullptr, {max_rows, 1, 0});
+  }
+
+  // Seconds of one product with n_rows: the least of several, as whatever disturbs only adds.
+  double seconds(int64_t n_rows) {
+    const std::vector<float> hidden(static_cast<size_t>(n_in_ * n_rows), 0.5f);
+    std::vector<float> result(static_cast<size_t>(n_out_ * n_rows));
+    const std::span<float> outputs[] = {result};
+    device::RunInput input;
+    input.n_rows = n_rows;
+    input.hidden = hidden;
+    input.outputs = outputs;
+    double least = 1e9;
+    const auto start = Clock::now();
+    for (int run = 0; run < kLeastRuns || Clock::now() - start < kShortest; ++run) {
+      const auto begin = Clock::now();
+      executable_->run(input);
+      least = std::min(least, seconds_since(begin));
+    }
+    return std::max(least, 1e-9);
+  }
+
+ private:
+  // Values of an alternating ramp: no scale is zero or subnormal.
+  static std::vector<std::byte> random_row(DType type, int64_t n) {
+    std::vector<float> values(static_cast<size_t>(n));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i * 37 % 64) / 32 - 1;
+    std::vector<std::byte> row(tensor::row_bytes(type, static_cast<uint64_t>(n)));
+    const tensor::DTypeInfo& info = tensor::dtype_info(type);
+    if (info.quantize != nullptr) {
+      info.quantize(values.data(), row.data(), n);
+    } else {
+      // Some bytes of such blocks are scales: a byte pattern that is a small normal number in every format.
+      std::fill(row.begin(), row.end(), std::byte{0x2c});
+    }
+    return row;
+  }
+
+  const int64_t n_in_, n_out_;
+  std::unique_ptr<device::Executable> executable_;
+};
+
+// Outputs of a matrix of that type which takes about so many bytes on the device.
+int64_t outputs_for(const device::Device& device, DType type, uint64_t bytes) {
+  constexpr int64_t kSample = 256;
+  const uint64_t sample = device.weight_bytes({"w", type, {kWidth, kSample, 1, 1}, graph::WeightRole::matrix});
+  return std::max<int64_t>(1, static_cast<int64_t>(bytes / std::max<uint64_t>(sample, 1))) * kSample;
+}
+
+}  // namespace
+
+MatrixRate DeviceProfile::rate(DType type) const {
+  if (const auto found = matrices.find(type); found != matrices.end()) return found->second;
+  CARAVAN_ASSERT(!matrices.empty(), "a profile holds at least one type");
+  MatrixRate slowest = matrices.begin()->second;
+  for (const auto& [other, rate] : matrices) {
+    slowest.bytes_per_s = std::min(slowest.bytes_per_s, rate.bytes_per_s);
+    slowest.ops_per_s = std::min(slowest.ops_per_s, rate.ops_per_s);
+  }
+  return slowest;
+}
+
+void measure_profile(device::Device& device, std::span<const DType> types, uint64_t most_bytes,
+                     DeviceProfile& profile) {
+  // Room for activations beside the matrix.
+  const uint64_t bytes = std::min(kProfileBytes, most_bytes) / 10 * 8;
+  for (const DType type : types) {
+    if (profile.matrices.contains(type) || !tensor::can_dequantize(type)) continue;
+    MatrixRate& rate = profile.matrices[type];
+    {
+      const int64_t n_out = outputs_for(device, type, bytes);
+      Product product(device, type, kWidth, n_out, 1);
+      rate.bytes_per_s =
+          static_cast<double>(tensor::row_bytes(type, kWidth)) * static_cast<double>(n_out) / product.seconds(1);
+    }
+    const int64_t n_out = std::min(kLayerRows, outputs_for(device, type, bytes));
+    Product product(device, type, kWidth, n_out, kManyRows);
+    rate.ops_per_s = 2.0 * kWidth * static_cast<double>(n_out * kManyRows) / product.seconds(kManyRows);
+  }
+  if (profile.step_seconds == 0) {
+    Product product(device, DType::f32, 64, 64, 1);
+    profile.step_seconds = product.seconds(1);
+  }
+  for (const auto& [type, rate] : profile.matrices)
+    profile.cache_bytes_per_s = std::max(profile.cache_bytes_per_s, rate.bytes_per_s);
+}
+
+}  // namespace caravan::stage
