@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "base/error.h"
@@ -151,6 +152,37 @@ std::optional<std::vector<PlacedStage>> try_place(const PlacementRequest& reques
   return std::nullopt;
 }
 
+// Moves the layers that backends hold so that they are computed fastest, within the memory each has.
+void place_for_speed(const PlacementRequest& request, const std::vector<DeviceOffer>& offers, const Speed& speed,
+                     Placement& placement) {
+  const SliceSizes sizes(request, placement.cache.n_blocks);
+  std::vector<StageSpan> fixed;
+  for (const PlacedStage& stage : placement.stages)
+    if (offers[stage.device].local) fixed.push_back({stage.device, stage.slice.layer_begin, stage.slice.layer_end});
+  const uint32_t begin = fixed.empty() ? 0 : fixed.back().end;
+  std::vector<size_t> backends;
+  for (size_t i = 0; i < offers.size(); ++i)
+    if (!offers[i].local) backends.push_back(i);
+  const auto fits = [&](const StageSpan& stage) {
+    return sizes.need(stage.begin, stage.end).total() <= offers[stage.device].memory_free;
+  };
+  const auto as_placed = [&](const StageSpan& s) {
+    return PlacedStage{s.device, {s.begin, s.end, s.begin == 0, s.end == request.n_layer}, sizes.need(s.begin, s.end)};
+  };
+  std::vector<StageSpan> spans = fixed;
+  if (begin < request.n_layer && request.tensor_split.empty()) {
+    const auto fastest = fastest_stages(speed.model, fixed, begin, backends, fits, speed.goal);
+    if (fastest) {
+      spans = *fastest;
+      placement.stages.clear();
+      for (const StageSpan& span : spans) placement.stages.push_back(as_placed(span));
+    }
+  }
+  spans.clear();
+  for (const PlacedStage& s : placement.stages) spans.push_back({s.device, s.slice.layer_begin, s.slice.layer_end});
+  placement.prediction = speed.model.predict(spans);
+}
+
 std::string does_not_fit(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
                          const std::vector<uint32_t>& n_blocks, uint32_t n_ctx) {
   const stage::MemoryNeed need = SliceSizes(request, n_blocks).need(0, request.n_layer);
@@ -191,7 +223,9 @@ std::vector<uint32_t> blocks_for_context(const PlacementRequest& request, uint32
   return n_blocks;
 }
 
-Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>& offers) {
+namespace {
+
+Placement place_by_memory(const PlacementRequest& request, const std::vector<DeviceOffer>& offers) {
   CARAVAN_ASSERT(request.cache.block_tokens > 0 && request.n_layer > 0, "the caller fills the request");
   const auto n_backends =
       static_cast<size_t>(std::count_if(offers.begin(), offers.end(), [](auto& o) { return !o.local; }));
@@ -232,6 +266,43 @@ Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>&
     (attempt(middle * request.cache.block_tokens, kDefaultFill) ? low : high) = middle;
   }
   return placement;
+}
+
+}  // namespace
+
+Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
+                const std::optional<Speed>& speed) {
+  Placement placement = place_by_memory(request, offers);
+  if (speed) place_for_speed(request, offers, *speed, placement);
+  return placement;
+}
+
+std::map<size_t, std::string> left_out(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
+                                       const Placement& placement) {
+  const SliceSizes sizes(request, placement.cache.n_blocks);
+  uint64_t least = std::numeric_limits<uint64_t>::max();
+  for (uint32_t i = 0; i < request.n_layer; ++i) least = std::min(least, sizes.need(i, i + 1).total());
+  std::map<size_t, std::string> reasons;
+  size_t backend = 0;
+  for (size_t i = 0; i < offers.size(); ++i) {
+    const std::optional<double> share =
+        offers[i].local || request.tensor_split.empty() ? std::nullopt : std::optional(request.tensor_split[backend]);
+    backend += !offers[i].local;
+    const auto holds = [&](const PlacedStage& stage) { return stage.device == i; };
+    if (std::any_of(placement.stages.begin(), placement.stages.end(), holds)) continue;
+    if (offers[i].local)
+      reasons[i] = "not needed: the backends hold all layers";
+    else if (share)
+      reasons[i] = "--tensor-split gives it nothing";
+    else if (offers[i].memory_free < least)
+      reasons[i] = fmt::format("{} are free, one layer with its cache and scratch takes {}",
+                               format_bytes(offers[i].memory_free), format_bytes(least));
+    else if (placement.prediction)
+      reasons[i] = "it would slow things down";
+    else
+      reasons[i] = "the others hold all layers";
+  }
+  return reasons;
 }
 
 std::string describe(const Placement& placement, const std::vector<DeviceOffer>& offers) {

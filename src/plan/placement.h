@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "plan/cost_model.h"
 #include "stage/loaded_slice.h"
 #include "stage/stage.h"
 
@@ -44,17 +46,31 @@ struct PlacedStage {
   stage::MemoryNeed need;
 };
 
+// How fast the devices are, and what the plan is chosen for. The model's devices are the offers.
+struct Speed {
+  const CostModel& model;
+  Goal goal = Goal::automatic;
+};
+
 struct Placement {
   std::vector<PlacedStage> stages;  // in the order of layers
   stage::CacheConfig cache;         // with n_blocks
   uint32_t n_ctx = 0;
+  std::optional<Prediction> prediction;  // where speeds are known
 };
 
-// Places all layers, contiguous per device in the order of offers. Without tensor_split every device is filled to the
-// same share of its free memory, as far as whole layers allow. Local offers come in only as n_gpu_layers demands, where
+// Places all layers, contiguous per device. The context is settled first: what is asked for, or the largest that fits.
+// Without tensor_split and speed every device, in the order of offers, is filled to the same share of its free memory,
+// as far as whole layers allow; where speeds are known, backends are ordered, filled and left out for the goal. Local
+// offers come in only as n_gpu_layers demands, where
 // there is no other, or where the others do not suffice. Throws ResourceError with a table of need and have per device
 // when the model does not fit, RequestError for a tensor_split that does not match the offers.
-Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>& offers);
+Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
+                const std::optional<Speed>& speed = std::nullopt);
+
+// Why each device that has no stage in the placement was left out, by its index in offers.
+std::map<size_t, std::string> left_out(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
+                                       const Placement& placement);
 
 // Blocks per group for sequences of n_ctx tokens in all: what place() chooses.
 std::vector<uint32_t> blocks_for_context(const PlacementRequest& request, uint32_t n_ctx);

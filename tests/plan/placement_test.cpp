@@ -153,5 +153,59 @@ TEST(Placement, NeverOverfillsRandomClusters) {
   EXPECT_GT(placed, 50);
 }
 
+// A cost model for request_of(n_layer, ...) on these devices, in GB/s.
+CostModel speeds_of(uint32_t n_layer, const std::vector<double>& gigabytes_per_s) {
+  CostModel::Input input;
+  input.work.layers.assign(n_layer, {{tensor::DType::q8_0, {10.0 * kMiB, 10.0 * kMiB}}});
+  input.work.output[tensor::DType::q8_0] = {20.0 * kMiB, 20.0 * kMiB};
+  input.layer_kv_bytes.assign(n_layer, 1024);
+  input.n_embd = 1024;
+  for (const double speed : gigabytes_per_s) {
+    stage::DeviceProfile profile;
+    profile.matrices[tensor::DType::q8_0] = {speed * 1e9, speed * 1e10};
+    profile.cache_bytes_per_s = speed * 1e9;
+    profile.step_seconds = 1e-5;
+    input.devices.push_back(profile);
+    input.links.push_back({1e-4, 1e9});
+  }
+  return CostModel(input);
+}
+
+TEST(Placement, LeavesOutASlowBackendWhereTheOthersHoldTheModel) {
+  const std::vector<DeviceOffer> offers = {{"slow", 900 * kMiB}, {"fast", 900 * kMiB}};
+  const auto request = request_of(20, 4096);
+  const CostModel model = speeds_of(20, {0.5, 20});
+  const Placement placement = place(request, offers, Speed{model, Goal::latency});
+  expect_sound(placement, offers, 20);
+  ASSERT_EQ(placement.stages.size(), 1u);
+  EXPECT_EQ(placement.stages[0].device, 1u);
+  ASSERT_TRUE(placement.prediction);
+  EXPECT_GT(placement.prediction->generation, 50);
+  const auto reasons = left_out(request, offers, placement);
+  ASSERT_EQ(reasons.size(), 1u);
+  EXPECT_EQ(reasons.at(0), "it would slow things down");
+}
+
+TEST(Placement, KeepsWithinMemoryWhateverTheSpeed) {
+  const std::vector<DeviceOffer> offers = {{"slow", 900 * kMiB}, {"fast", 130 * kMiB}, {"tiny", 5 * kMiB}};
+  const auto request = request_of(20, 4096);
+  const CostModel model = speeds_of(20, {0.5, 20, 20});
+  const Placement placement = place(request, offers, Speed{model, Goal::automatic});
+  expect_sound(placement, offers, 20);
+  EXPECT_EQ(placement.stages.size(), 2u);
+  EXPECT_NE(left_out(request, offers, placement).at(2).find("one layer"), std::string::npos);
+}
+
+TEST(Placement, PredictsForSharesToo) {
+  const std::vector<DeviceOffer> offers = {{"a", 900 * kMiB}, {"b", 900 * kMiB}};
+  auto request = request_of(20, 4096);
+  request.tensor_split = {1, 1};
+  const CostModel model = speeds_of(20, {0.5, 20});
+  const Placement placement = place(request, offers, Speed{model, Goal::automatic});
+  ASSERT_EQ(placement.stages.size(), 2u);
+  EXPECT_EQ(placement.stages[0].slice.layer_end, 10u);
+  EXPECT_TRUE(placement.prediction);
+}
+
 }  // namespace
 }  // namespace caravan::plan
