@@ -14,7 +14,7 @@ scripts/run_tests.py build/clang --units-only
 step "unit tests under ThreadSanitizer"
 cmake --preset tsan >/dev/null
 cmake --build build/tsan -j "$(nproc)" | tail -n 1
-TSAN_OPTIONS=halt_on_error=1 scripts/run_tests.py build/tsan --units-only
+TSAN_OPTIONS="halt_on_error=1 suppressions=$PWD/scripts/tsan.supp" scripts/run_tests.py build/tsan --units-only
 
 step "arm64 and armv7 under emulation"
 scripts/cross_test.sh arm64

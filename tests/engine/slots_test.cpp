@@ -68,6 +68,7 @@ TEST_F(SlotsTest, ARequestWaitsForItsSlotAndOthersDoNotWaitForIt) {
       if (std::count(batch.tokens.begin(), batch.tokens.end(), 7) > 0) return true;
     return false;
   });
+  wait_for_slots([](const auto& slots) { return slots[0].processing && slots[1].processing; });
   EXPECT_EQ(engine_->status().queue_length, 1u);
   pipeline_.open_gate();
   EXPECT_EQ(collect(*first).final->slot, 1u);
