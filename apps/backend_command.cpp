@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/progress.h"
+#include "cache_options.h"
 #include "commands.h"
 #include "device/cpu/cpu_device.h"
 #include "model_options.h"
@@ -18,6 +19,9 @@ struct BackendCommandOptions {
   int port = 50052, n_threads = 0;
   uint32_t keep_alive_s = 300;
   uint64_t mem_mib = 0;
+  bool cache = false;
+  std::string cache_dir, models_dir;
+  uint64_t cache_limit_bytes = uint64_t{64} << 30;
 };
 
 OptionParser make_parser(BackendCommandOptions& o) {
@@ -49,10 +53,43 @@ OptionParser make_parser(BackendCommandOptions& o) {
               "seconds that weights nobody uses stay loaded (300)",
               {},
               into(o.keep_alive_s, 0, 604800)});
+  parser.add({{"-c", "--cache"},
+              "",
+              "keep weights that were pulled on disk, in $XDG_CACHE_HOME/caravan or ~/.cache/caravan",
+              {"APP_CACHE"},
+              into(o.cache)});
+  parser.add({{"--cache-dir"}, "DIR", "the same in this folder", {"APP_CACHE_DIR"}, into(o.cache_dir)});
+  parser.add({{"--cache-limit"},
+              "SIZE",
+              "most that the cache takes, in MiB or with a unit; the longest unused go first (64G)",
+              {"APP_CACHE_LIMIT"},
+              [&o](const std::string& value) { o.cache_limit_bytes = parse_size(value); }});
+  parser.add({{"--models-dir"},
+              "DIR",
+              "folder of GGUF files, of any name, whose weights need not be sent",
+              {"APP_MODELS_DIR"},
+              into(o.models_dir)});
   parser.add({{"--name"}, "NAME", "name in the servers' logs (the host's name)", {}, into(o.name)});
   add_log_options(parser, o.log_level);
-  parser.unsupported({"-d", "--device", "-c", "--cache"});
+  parser.unsupported({"-d", "--device"});
   return parser;
+}
+
+// The folder of -c and --cache-dir; empty when there is to be no cache.
+std::filesystem::path cache_folder(const BackendCommandOptions& o) {
+  if (!o.cache_dir.empty()) return o.cache_dir;
+  if (!o.cache) return {};
+  std::filesystem::path folder = default_cache_folder();
+  if (folder.empty())
+    throw RequestError("--cache: neither XDG_CACHE_HOME nor HOME is set; say where with --cache-dir DIR");
+  return folder;
+}
+
+// Where hashes of files in models-dir are remembered: with the cache, or where it would be.
+weights::HashMemory hash_memory(const BackendCommandOptions& o) {
+  const std::filesystem::path folder =
+      o.cache_dir.empty() ? default_cache_folder() : std::filesystem::path(o.cache_dir);
+  return weights::HashMemory(folder.empty() ? folder : folder / "hashes");
 }
 
 }  // namespace
@@ -70,12 +107,24 @@ int run_backend(int argc, char** argv) {
       std::make_unique<device::cpu::CpuDevice>(thread_count(options.n_threads), select_isa(), options.mem_mib * kMiB));
   const device::DeviceInfo info = devices.front()->info();
   remote::DeviceSliceHost host(std::move(devices));
+  std::unique_ptr<weights::ChunkCache> cache;
+  if (const auto folder = cache_folder(options); !folder.empty()) {
+    cache = std::make_unique<weights::ChunkCache>(folder, options.cache_limit_bytes);
+    const weights::ChunkCacheStatus status = cache->status();
+    spdlog::info("cache '{}': {} of {}", folder.string(), format_bytes(status.held_bytes),
+                 format_bytes(status.limit_bytes));
+  }
+  std::unique_ptr<weights::ModelLibrary> library;
+  if (!options.models_dir.empty())
+    library = std::make_unique<weights::ModelLibrary>(options.models_dir, hash_memory(options));
   net::IoThreads io(2);
   remote::BackendOptions service_options;
   service_options.endpoint = {options.host, static_cast<uint16_t>(options.port)};
   service_options.token = options.token;
   service_options.name = options.name;
   service_options.keep_alive = std::chrono::seconds(options.keep_alive_s);
+  service_options.cache = cache.get();
+  service_options.library = library.get();
   remote::BackendService service(io, host, service_options);
   spdlog::info("backend on {}: {}, {} threads, {} offered{}", service.endpoint().text(), info.description,
                info.n_threads, format_bytes(info.memory_free), options.token.empty() ? "" : ", token required");

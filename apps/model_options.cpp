@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "base/memory.h"
+#include "cache_options.h"
 #include "cluster/remote_backend.h"
 #include "models/registry.h"
 #include "tensor/dtype.h"
@@ -62,6 +63,9 @@ cluster::ClusterOptions cluster_options(const ModelOptions& options, const model
   cluster.n_gpu_layers = options.n_gpu_layers;
   cluster.tensor_split = options.tensor_split;
   cluster.n_hash_threads = thread_count(options.n_threads);
+  const std::filesystem::path cache =
+      options.cache_dir.empty() ? default_cache_folder() : std::filesystem::path(options.cache_dir);
+  if (!cache.empty()) cluster.hash_folder = cache / "hashes";
   return cluster;
 }
 
@@ -97,6 +101,11 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
               {"APP_RPC_TOKEN"},
               into(o.rpc_token)});
   parser.add({{"--rpc-wait"}, "S", "seconds to wait for backends at the start (60)", {}, into(o.rpc_wait_s, 0, 86400)});
+  parser.add({{"--cache-dir"},
+              "DIR",
+              "where the hashes of models are remembered ($XDG_CACHE_HOME/caravan or ~/.cache/caravan)",
+              {"APP_CACHE_DIR"},
+              into(o.cache_dir)});
   parser.add({{"-ngl", "--gpu-layers", "--n-gpu-layers"},
               "N",
               "most layers on backends, a number, auto or all (auto)",

@@ -32,6 +32,7 @@ struct ModelOptions {
   uint32_t rpc_wait_s = 60;
   std::optional<uint32_t> n_gpu_layers;  // -ngl
   std::vector<double> tensor_split;      // -ts
+  std::string cache_dir;                 // --cache-dir; empty: the default folder
   std::string log_level = "info";
 };
 

@@ -103,7 +103,8 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
       arch_(models::find_arch(model.metadata())),
       hyperparameter_metadata_(models::hyperparameter_metadata(model.metadata(), options_.n_ctx)),
       hp_(arch_.read(hyperparameter_metadata_)),
-      session_(random_session()) {
+      session_(random_session()),
+      hashes_(model, weights::HashMemory(options_.hash_folder)) {
   CARAVAN_ASSERT(connector_ != nullptr || options_.backends.empty(), "backends need a connector");
   // Before anything is waited for, and while all backends count: later only those that are there do.
   if (!options_.tensor_split.empty() && options_.tensor_split.size() != options_.backends.size())
@@ -214,18 +215,12 @@ plan::PlacementRequest ClusterPipeline::placement_request() const {
 weights::Manifest ClusterPipeline::manifest_of(const stage::Slice& slice, bool hashed) {
   const auto names = models::slice_tensor_names(arch_, hp_, slice, models::tensor_map(model_));
   if (!hashed) return weights::make_manifest(model_, names, weights::Hashing::none, nullptr, 1);
-  if (!hashed_) {
-    const auto all = models::slice_tensor_names(arch_, hp_, models::whole_model(hp_), models::tensor_map(model_));
-    Progress progress("hashing " + model_.path(), model_.weight_bytes());
-    hashed_ = weights::make_manifest(model_, all, weights::Hashing::sha256, &progress, options_.n_hash_threads);
+  const auto all = models::slice_tensor_names(arch_, hp_, models::whole_model(hp_), models::tensor_map(model_));
+  if (const uint64_t unknown = hashes_.unknown_bytes(all); unknown > 0) {
+    Progress progress("hashing " + model_.path(), unknown);
+    hashes_.compute(all, &progress, options_.n_hash_threads);
   }
-  weights::Manifest manifest;
-  for (const std::string& name : names) {
-    const weights::TensorEntry* entry = hashed_->find(name);
-    CARAVAN_ASSERT(entry != nullptr, "the whole model holds every slice's tensors");
-    manifest.tensors.push_back(*entry);
-  }
-  return manifest;
+  return hashes_.manifest(names);
 }
 
 void ClusterPipeline::load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
@@ -240,7 +235,17 @@ void ClusterPipeline::load_stage(const plan::PlacedStage& placed, const plan::Pl
   Progress progress(
       fmt::format("loading layers {}-{} on {}", placed.slice.layer_begin, placed.slice.layer_end - 1, name),
       request.manifest.size_bytes());
-  stage.load(request, sources, [&](uint64_t done) { progress.update(done); });
+  const auto on_progress = [&](uint64_t done) { progress.update(done); };
+  try {
+    stage.load(request, sources, on_progress);
+  } catch (const weights::SourceError& error) {
+    if (!hashes_.recalled()) throw;
+    // The file may have changed though its size and time have not.
+    spdlog::warn("{}; the hashes that were remembered of {} are computed again", error.what(), model_.path());
+    hashes_.forget();
+    request.manifest = manifest_of(placed.slice, name != "local");
+    stage.load(request, sources, on_progress);
+  }
 }
 
 // Places, loads and opens a plan on what is connected; it becomes the active one.

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,6 +20,7 @@
 #include "gguf/reader.h"
 #include "models/arch.h"
 #include "plan/placement.h"
+#include "weights/hash_memory.h"
 
 namespace caravan::cluster {
 
@@ -34,6 +36,7 @@ struct ClusterOptions {
   std::vector<double> tensor_split;
   uint64_t local_memory = 0;  // bytes the server's own stages may take; 0: no local stages beside backends
   int n_hash_threads = 1;
+  std::filesystem::path hash_folder;  // where hashes of models are remembered; empty: nowhere
 };
 
 class ClusterPipeline : public engine::Pipeline {
@@ -102,8 +105,8 @@ class ClusterPipeline : public engine::Pipeline {
   const uint64_t session_;  // random, names this server's use of the stages
 
   // Used by start() and then by the watching thread only.
-  std::vector<Seat> seats_;                  // one per backend
-  std::optional<weights::Manifest> hashed_;  // of the whole model, made when a backend first needs it
+  std::vector<Seat> seats_;      // one per backend
+  weights::ModelHashes hashes_;  // of the model's tensors, computed when a backend first needs them
   uint64_t epoch_ = 0;
 
   std::mutex plan_mutex_;

@@ -53,6 +53,7 @@ class Model {
   // Sum of all tensors' bytes.
   uint64_t weight_bytes() const;
   int n_files() const { return static_cast<int>(files_.size()); }
+  const std::vector<InputFile>& files() const { return files_; }
 
   // Fills out with the tensor's raw bytes from offset on. Thread-safe.
   void read(const TensorInfo& tensor, uint64_t offset, std::span<std::byte> out) const;

@@ -58,6 +58,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
         host(slice_host),
         options(std::move(backend_options)),
         store(slice_host, options.keep_alive),
+        local(options.library, options.cache),
         listener(io_threads, options.endpoint),
         id(random_bytes(16)),
         expiry(listener.executor()) {
@@ -78,6 +79,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   SliceHost& host;
   BackendOptions options;
   SliceStore store;
+  LocalWeights local;
   Reaper reaper;  // after the store: what it destroys returns memory to it
   std::optional<net::TlsPsk> psk;
   net::Listener listener;
@@ -216,7 +218,8 @@ StageSeat& Peer::seat_for_load(uint32_t stage) {
   if (const auto found = stages_.find(stage); found != stages_.end()) return *found->second;
   if (stages_.size() >= kMaxStages)
     throw ProtocolError(fmt::format("more than {} stages on one connection", kMaxStages));
-  auto seat = std::make_unique<StageSeat>(stage, channel_, service_.host, service_.store, service_.reaper);
+  auto seat =
+      std::make_unique<StageSeat>(stage, channel_, service_.host, service_.store, service_.local, service_.reaper);
   const std::lock_guard lock(mutex_);
   ++n_stages_;
   return *stages_.emplace(stage, std::move(seat)).first->second;
@@ -496,6 +499,7 @@ BackendStatus BackendService::State::status() const {
   BackendStatus status;
   status.memory_free = store.memory_free();
   status.n_resident = store.n_resident();
+  status.origins = local.totals();
   const std::lock_guard lock(mutex);
   status.n_connections = static_cast<uint32_t>(peers.size());
   status.n_accepted = n_accepted;

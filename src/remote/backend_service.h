@@ -12,6 +12,7 @@
 #include <string>
 
 #include "net/endpoint.h"
+#include "remote/local_weights.h"
 #include "remote/slice_host.h"
 
 namespace caravan::remote {
@@ -25,6 +26,9 @@ struct BackendOptions {
   std::chrono::milliseconds heartbeat_timeout{5000};
   std::chrono::milliseconds handshake_timeout{5000};
   uint32_t max_connections = 64;
+  // Where weights are looked for before the server is asked; null: nowhere. They outlive the service.
+  weights::ModelLibrary* library = nullptr;
+  weights::ChunkCache* cache = nullptr;
 };
 
 // What a service is doing at the moment, for logs and tests.
@@ -36,6 +40,7 @@ struct BackendStatus {
   uint64_t n_stale = 0;        // frames of another session or epoch that were dropped
   size_t n_resident = 0;       // sets of weights, used or kept
   std::vector<uint64_t> memory_free;
+  WeightOrigins origins;  // of the weights loaded since the start
 };
 
 class BackendService {

@@ -30,6 +30,8 @@ constexpr uint64_t kQueuedChunkBytes = 4 * weights::kChunkBytes;
       throw FormatError(text);
     case pb::Error::NOT_SUPPORTED:
       throw NotSupportedError(text);
+    case pb::Error::SOURCE:
+      throw weights::SourceError(text);
     default:
       throw Error(text);
   }
@@ -100,6 +102,7 @@ class RemoteStage::State : public BackendLink::Listener {
   OutputShape shape;                    // under mutex
   stage::MemoryNeed held;               // under mutex
   uint64_t pulled_bytes = 0;            // under mutex
+  WeightOrigins origins;                // under mutex
   uint64_t session = 0, epoch = 0;      // under mutex
   // Tickets in flight and what was asked for, of the current session and epoch.
   std::map<stage::Fence, std::shared_ptr<const stage::Batch>> pending;  // under mutex
@@ -274,6 +277,7 @@ void RemoteStage::load(const stage::LoadRequest& request, std::span<weights::Wei
         state_->shape = {loaded.n_embd(), loaded.n_vocab(), request.slice.outputs};
         state_->held = {loaded.weights(), loaded.kv_cache(), loaded.scratch()};
         state_->pulled_bytes = loaded.pulled_bytes();
+        state_->origins = {loaded.from_models_dir(), loaded.from_cache(), loaded.pulled_bytes()};
         state_->is_loaded = true;
         return;
       }
@@ -285,6 +289,7 @@ void RemoteStage::load(const stage::LoadRequest& request, std::span<weights::Wei
 
 const stage::MemoryNeed& RemoteStage::held() const { return state_->held; }
 uint64_t RemoteStage::pulled_bytes() const { return state_->pulled_bytes; }
+WeightOrigins RemoteStage::origins() const { return state_->origins; }
 
 void RemoteStage::open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) {
   {

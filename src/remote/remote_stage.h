@@ -5,6 +5,7 @@
 #include <string>
 
 #include "remote/backend_link.h"
+#include "remote/local_weights.h"
 #include "stage/stage.h"
 
 namespace caravan::remote {
@@ -29,6 +30,8 @@ class RemoteStage : public stage::Stage {
   const stage::MemoryNeed& held() const;
   // Weight bytes of the last load() that crossed the wire.
   uint64_t pulled_bytes() const;
+  // Of the last load(): where the backend says that the weights came from. All 0 when they were resident.
+  WeightOrigins origins() const;
 
   void open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) override;
   // When the link is lost, the sink gets an error for this and every ticket in flight.

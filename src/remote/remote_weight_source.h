@@ -25,6 +25,7 @@ class RemoteWeightSource : public weights::WeightSource {
   // stage: named in the requests.
   RemoteWeightSource(std::shared_ptr<Channel> channel, uint32_t stage);
 
+  std::string_view name() const override { return "server"; }
   void announce(std::span<const weights::ChunkRef> chunks) override;
   // Throws Error when the source was ended, ProtocolError when the peer sent a chunk of another size.
   bool fetch(const weights::ChunkRef& chunk, std::span<std::byte> out) override;

@@ -34,11 +34,12 @@ std::string describe(const stage::LoadRequest& request) {
 }  // namespace
 
 StageSeat::StageSeat(uint32_t stage, std::shared_ptr<Channel> channel, SliceHost& host, SliceStore& store,
-                     Reaper& reaper)
+                     LocalWeights& local, Reaper& reaper)
     : id_(stage),
       channel_(std::move(channel)),
       host_(host),
       store_(store),
+      local_(local),
       reaper_(reaper),
       thread_([this](std::stop_token stop) { work(stop); }) {}
 
@@ -144,7 +145,7 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
     const auto on_progress = [&](uint64_t bytes_done) {
       if (!progress)
         progress =
-            std::make_unique<Progress>(fmt::format("pulling {} from {}", describe(*request), channel_->peer()), total);
+            std::make_unique<Progress>(fmt::format("loading {} for {}", describe(*request), channel_->peer()), total);
       progress->update(bytes_done);
       const auto now = std::chrono::steady_clock::now();
       if (now - last_sent < kProgressInterval && bytes_done < total) return;
@@ -155,11 +156,13 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
       channel_->send(MessageType::load_progress, message);
     };
     const auto started = std::chrono::steady_clock::now();
-    weights::WeightSource* const sources[] = {source.get()};
     SliceStore::Loaded loaded;
     ReadyStage ready;
+    WeightOrigins origins;
     try {
-      loaded = store_.load(lease_, *request, sources, on_progress, stop);
+      const LoadSources sources(local_, source);
+      loaded = store_.load(lease_, *request, sources.list(), on_progress, stop);
+      origins = sources.origins();
       ready = host_.make_stage(device, *request, loaded.weights);
     } catch (...) {
       const std::lock_guard lock(mutex_);
@@ -180,10 +183,10 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
                    describe(*request), format_bytes(need.weights), format_bytes(lease_.bytes()));
     else
       spdlog::info(
-          "{}: {} loaded: {} pulled in {:.1f} s ({}/s); {} of KV cache and scratch", channel_->peer(),
-          describe(*request), format_bytes(source->bytes_received()), seconds,
-          format_bytes(static_cast<uint64_t>(static_cast<double>(source->bytes_received()) / std::max(seconds, 1e-3))),
-          format_bytes(lease_.bytes()));
+          "{}: {} loaded in {:.1f} s: {} of weights from models-dir, {} from the cache, {} from the server; {} of KV "
+          "cache and scratch",
+          channel_->peer(), describe(*request), seconds, format_bytes(origins.models_dir), format_bytes(origins.cache),
+          format_bytes(origins.server), format_bytes(lease_.bytes()));
     pb::Loaded reply;
     reply.set_stage(id_);
     reply.set_weights(need.weights);
@@ -193,6 +196,8 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
     reply.set_n_vocab(ready.limits.n_vocab);
     reply.set_pulled_bytes(source->bytes_received());
     reply.set_shared(loaded.shared);
+    reply.set_from_models_dir(origins.models_dir);
+    reply.set_from_cache(origins.cache);
     channel_->send(MessageType::loaded, reply);
   });
 }

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "remote/channel.h"
+#include "remote/local_weights.h"
 #include "remote/reaper.h"
 #include "remote/remote_weight_source.h"
 #include "remote/slice_store.h"
@@ -26,8 +27,9 @@ namespace caravan::remote {
 // progress, so it happens on the reaper's thread.
 class StageSeat : private stage::OutputSink {
  public:
-  // store, host and reaper outlive the seat.
-  StageSeat(uint32_t stage, std::shared_ptr<Channel> channel, SliceHost& host, SliceStore& store, Reaper& reaper);
+  // store, host, local and reaper outlive the seat.
+  StageSeat(uint32_t stage, std::shared_ptr<Channel> channel, SliceHost& host, SliceStore& store, LocalWeights& local,
+            Reaper& reaper);
   ~StageSeat() override;
 
   // The seat's work can be abandoned: loading fails, what waits ends. The destructor does it too.
@@ -68,6 +70,7 @@ class StageSeat : private stage::OutputSink {
   const std::shared_ptr<Channel> channel_;
   SliceHost& host_;
   SliceStore& store_;
+  LocalWeights& local_;
   Reaper& reaper_;
 
   // On the executor.

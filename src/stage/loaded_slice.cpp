@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <future>
 #include <limits>
 #include <map>
 #include <set>
@@ -13,6 +12,7 @@
 #include "base/progress.h"
 #include "models/registry.h"
 #include "stage/candidates.h"
+#include "weights/pull.h"
 
 namespace caravan::stage {
 namespace {
@@ -88,7 +88,7 @@ MemoryNeed need_of(const Arch& arch, const Hyperparameters& hp, const graph::Gra
   return need;
 }
 
-// Fetches every chunk of the manifest, one ahead of the one that is being uploaded.
+// Fetches every chunk of the manifest and uploads it.
 void upload_weights(const weights::Manifest& manifest, std::span<weights::WeightSource* const> sources,
                     device::WeightSet& weights, const Stage::ProgressFunction& on_progress) {
   std::multimap<std::string_view, size_t> by_name;  // a tied matrix is two weights of one tensor
@@ -97,26 +97,13 @@ void upload_weights(const weights::Manifest& manifest, std::span<weights::Weight
   for (const weights::TensorEntry& tensor : manifest.tensors) {
     for (uint64_t i = 0; i < weights::n_chunks(tensor.size_bytes); ++i) chunks.push_back({&tensor, i});
   }
-  for (weights::WeightSource* source : sources) source->announce(chunks);
-
-  const auto fetch = [&](const weights::ChunkRef& chunk, std::vector<std::byte> buffer) {
-    buffer.resize(chunk.size_bytes());
-    weights::read_chunk(chunk, sources, buffer);
-    return buffer;
-  };
   uint64_t done = 0;
-  std::future<std::vector<std::byte>> next;
-  std::vector<std::byte> spare;
-  if (!chunks.empty()) next = std::async(std::launch::async, fetch, chunks[0], std::move(spare));
-  for (size_t i = 0; i < chunks.size(); ++i) {
-    std::vector<std::byte> bytes = next.get();
-    if (i + 1 < chunks.size()) next = std::async(std::launch::async, fetch, chunks[i + 1], std::move(spare));
-    const auto [begin, end] = by_name.equal_range(chunks[i].tensor->name);
-    for (auto it = begin; it != end; ++it) weights.upload(it->second, chunks[i].offset(), bytes);
+  weights::pull(chunks, sources, [&](const weights::ChunkRef& chunk, std::span<const std::byte> bytes) {
+    const auto [begin, end] = by_name.equal_range(chunk.tensor->name);
+    for (auto it = begin; it != end; ++it) weights.upload(it->second, chunk.offset(), bytes);
     done += bytes.size();
     if (on_progress) on_progress(done);
-    spare = std::move(bytes);
-  }
+  });
   weights.finish();
 }
 

@@ -16,23 +16,31 @@ bool ModelSource::fetch(const ChunkRef& chunk, std::span<std::byte> out) {
   return true;
 }
 
-void read_chunk(const ChunkRef& chunk, std::span<WeightSource* const> sources, std::span<std::byte> out) {
+std::string try_source(const ChunkRef& chunk, WeightSource& source, std::span<std::byte> out) {
   CARAVAN_ASSERT(chunk.index < n_chunks(chunk.tensor->size_bytes), "callers enumerate the chunks of the manifest");
   CARAVAN_ASSERT(out.size() == chunk.size_bytes(), "callers provide room for exactly the chunk");
+  if (!source.fetch(chunk, out)) return "does not have it";
+  if (chunk.digest() != nullptr) {
+    const Digest found = sha256(out);
+    if (found != *chunk.digest()) {
+      std::string failure = fmt::format("expected SHA-256 {}, found {}", chunk.digest()->hex(), found.hex());
+      spdlog::warn("chunk {} of tensor '{}' from {}: {}", chunk.index, chunk.tensor->name, source.name(), failure);
+      source.rejected(chunk);
+      return failure;
+    }
+  }
+  source.count_delivered(out.size());
+  return {};
+}
+
+void read_chunk(const ChunkRef& chunk, std::span<WeightSource* const> sources, std::span<std::byte> out) {
   const std::string what = fmt::format("chunk {} of tensor '{}'", chunk.index, chunk.tensor->name);
   std::string failures;
   for (size_t i = 0; i < sources.size(); ++i) {
     std::string failure;
     try {
-      if (!sources[i]->fetch(chunk, out)) {
-        failure = "does not have it";
-      } else {
-        if (chunk.digest() == nullptr) return;
-        const Digest found = sha256(out);
-        if (found == *chunk.digest()) return;
-        failure = fmt::format("expected SHA-256 {}, found {}", chunk.digest()->hex(), found.hex());
-        spdlog::warn("{}: weight source {} of {}: {}", what, i + 1, sources.size(), failure);
-      }
+      failure = try_source(chunk, *sources[i], out);
+      if (failure.empty()) return;
     } catch (const Error& error) {
       failure = error.what();
       spdlog::warn("{}: weight source {} of {}: {}", what, i + 1, sources.size(), failure);

@@ -14,6 +14,7 @@
 
 #include "base/sha256.h"
 #include "remote/slice_host.h"
+#include "weights/pull.h"
 #include "weights/source.h"
 
 namespace caravan::remote::testing {
@@ -177,13 +178,10 @@ class FakeHost : public SliceHost {
     std::vector<weights::ChunkRef> chunks;
     for (const auto& tensor : request.manifest.tensors)
       for (uint64_t i = 0; i < weights::n_chunks(tensor.size_bytes); ++i) chunks.push_back({&tensor, i});
-    for (weights::WeightSource* source : sources) source->announce(chunks);
     uint64_t done = 0;
-    for (const weights::ChunkRef& chunk : chunks) {
-      std::vector<std::byte> bytes(chunk.size_bytes());
-      weights::read_chunk(chunk, sources, bytes);
+    weights::pull(chunks, sources, [&](const weights::ChunkRef&, std::span<const std::byte> bytes) {
       on_progress(done += bytes.size());
-    }
+    });
     return std::make_shared<FakeWeights>(n_weights);
   }
   ReadyStage make_stage(size_t, const stage::LoadRequest& request, std::shared_ptr<const ResidentWeights>) override {

@@ -1,0 +1,194 @@
+// One lane per source: a queue of chunk numbers in the order of the list, and the threads that fetch them. Whatever
+// fails in one lane moves to the next lane whose source may have it.
+#include "weights/pull.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+
+namespace caravan::weights {
+namespace {
+
+// Chunks that a fetching thread may be ahead of what was used: one that waits while the next is fetched.
+constexpr size_t kAhead = 2;
+
+class Puller {
+ public:
+  Puller(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources)
+      : chunks_(chunks), sources_(sources), lanes_(sources.size()), used_(chunks.size()) {
+    for (size_t i = 0; i < chunks.size(); ++i) pass_on(i, 0, "");
+    for (size_t lane = 0; lane < lanes_.size(); ++lane) {
+      std::vector<ChunkRef> mine;
+      for (const size_t i : lanes_[lane].queue) mine.push_back(chunks[i]);
+      if (!mine.empty()) sources[lane]->announce(mine);
+    }
+  }
+
+  void run(const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use) {
+    {
+      std::vector<std::jthread> threads;
+      for (size_t lane = 0; lane < lanes_.size() && !chunks_.empty(); ++lane)
+        for (int i = 0; i < sources_[lane]->n_fetchers(); ++i) threads.emplace_back([this, lane] { work(lane); });
+      try {
+        deliver(use);
+      } catch (...) {
+        fail(std::current_exception());
+      }
+    }
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  struct Lane {
+    std::set<size_t> queue;
+    size_t n_held = 0;  // being fetched, or fetched and not used
+    bool abandoned = false;
+  };
+  struct Fetched {
+    size_t lane;
+    std::vector<std::byte> bytes;
+  };
+
+  bool finished() const { return failure_ != nullptr || n_used_ == chunks_.size(); }
+
+  void fail(std::exception_ptr failure) {
+    const std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = std::move(failure);
+    changed_.notify_all();
+  }
+
+  // Puts chunk i into the queue of the first lane from `lane` on whose source may have it; why: what earlier ones said.
+  void pass_on(size_t i, size_t lane, const std::string& why) {
+    if (!why.empty()) reasons_[i] += fmt::format("; {}", why);
+    for (; lane < lanes_.size(); ++lane) {
+      if (lanes_[lane].abandoned || !sources_[lane]->may_have(chunks_[i])) continue;
+      lanes_[lane].queue.insert(i);
+      return;
+    }
+    throw SourceError(fmt::format("chunk {} of tensor '{}': no weight source delivers it ({} known){}",
+                                  chunks_[i].index, chunks_[i].tensor->name, sources_.size(), reasons_[i]));
+  }
+
+  // The chunk that everything else may wait for is fetched whatever is held already: so no lane waits for another.
+  bool can_take(const Lane& lane, size_t n_fetchers) const {
+    return !lane.queue.empty() && (lane.n_held < kAhead * n_fetchers || *lane.queue.begin() == first_unused_);
+  }
+
+  void work(size_t lane_number) {
+    Lane& lane = lanes_[lane_number];
+    WeightSource& source = *sources_[lane_number];
+    const auto n_fetchers = static_cast<size_t>(source.n_fetchers());
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] { return finished() || can_take(lane, n_fetchers); });
+      if (finished()) return;
+      const size_t i = *lane.queue.begin();
+      lane.queue.erase(lane.queue.begin());
+      ++lane.n_held;
+      std::vector<std::byte> bytes;
+      if (!spare_.empty()) {
+        bytes = std::move(spare_.back());
+        spare_.pop_back();
+      }
+      lock.unlock();
+      std::string failure;
+      bool broken = false;
+      try {
+        bytes.resize(static_cast<size_t>(chunks_[i].size_bytes()));
+        failure = try_source(chunks_[i], source, bytes);
+        if (failure.empty())
+          for (size_t earlier = 0; earlier < lane_number; ++earlier) sources_[earlier]->offer(chunks_[i], bytes);
+      } catch (const std::exception& error) {
+        failure = error.what();
+        broken = true;
+      }
+      lock.lock();
+      if (failure.empty()) {
+        fetched_.emplace(i, Fetched{lane_number, std::move(bytes)});
+      } else {
+        --lane.n_held;
+        give_up(lane_number, i, failure, broken);
+      }
+      changed_.notify_all();
+    }
+  }
+
+  // Under mutex_. A source that broke is not asked again.
+  void give_up(size_t lane_number, size_t i, const std::string& failure, bool broken) {
+    Lane& lane = lanes_[lane_number];
+    std::set<size_t> moved{i};
+    if (broken && !lane.abandoned) {
+      spdlog::warn("weights from {}: {}", sources_[lane_number]->name(), failure);
+      lane.abandoned = true;
+    }
+    if (lane.abandoned) moved.merge(lane.queue);
+    try {
+      for (const size_t chunk : moved)
+        pass_on(chunk, lane_number + 1, fmt::format("{}: {}", sources_[lane_number]->name(), failure));
+    } catch (...) {
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+
+  // Under mutex_: a fetched chunk whose tensor has been used up to it.
+  std::map<size_t, Fetched>::iterator next_deliverable() {
+    return std::ranges::find_if(fetched_, [&](const auto& item) {
+      const size_t i = item.first;
+      return i == 0 || chunks_[i - 1].tensor != chunks_[i].tensor || used_[i - 1];
+    });
+  }
+
+  void deliver(const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use) {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      auto next = fetched_.end();
+      changed_.wait(lock, [&] { return finished() || (next = next_deliverable()) != fetched_.end(); });
+      if (finished()) return;
+      const size_t i = next->first;
+      Fetched fetched = std::move(next->second);
+      fetched_.erase(next);
+      lock.unlock();
+      use(chunks_[i], fetched.bytes);
+      lock.lock();
+      used_[i] = true;
+      ++n_used_;
+      while (first_unused_ < chunks_.size() && used_[first_unused_]) ++first_unused_;
+      --lanes_[fetched.lane].n_held;
+      spare_.push_back(std::move(fetched.bytes));
+      changed_.notify_all();
+    }
+  }
+
+  const std::span<const ChunkRef> chunks_;
+  const std::span<WeightSource* const> sources_;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Lane> lanes_;                    // under mutex_; parallel to sources_
+  std::map<size_t, Fetched> fetched_;          // under mutex_
+  std::map<size_t, std::string> reasons_;      // under mutex_; of chunks that a source did not deliver
+  std::vector<std::vector<std::byte>> spare_;  // under mutex_
+  std::vector<bool> used_;                     // under mutex_
+  size_t n_used_ = 0, first_unused_ = 0;       // under mutex_
+  std::exception_ptr failure_;                 // under mutex_
+};
+
+}  // namespace
+
+void pull(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources,
+          const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use) {
+  Puller(chunks, sources).run(use);
+}
+
+}  // namespace caravan::weights

@@ -1,0 +1,20 @@
+// Fetching many chunks from several sources at the same time.
+#pragma once
+
+#include <functional>
+#include <span>
+
+#include "weights/source.h"
+
+namespace caravan::weights {
+
+// Fetches every chunk from the first source that has it, all sources in parallel, and hands the verified bytes to
+// use(), on the calling thread: the chunks of a tensor in order, tensors in any. A source that fails or delivers wrong
+// bytes is logged and the next one is asked; the sources before the one that delivered get an offer() of the bytes.
+//   chunks   those of one tensor together and in order
+// A few chunks per source are held in memory. Throws SourceError when no source delivers a chunk, and what use()
+// throws; a fetch that is under way is waited for.
+void pull(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources,
+          const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use);
+
+}  // namespace caravan::weights
