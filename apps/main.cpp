@@ -35,6 +35,7 @@ constexpr Command kCommands[] = {
     {"inspect", "", "print what a GGUF file holds", run_inspect},
     {"quantize", "llama-quantize", "write a model with smaller tensor types", run_quantize},
     {"synth", "", "write a model of a known shape with random weights", run_synth},
+    {"token", "", "print a random token for --rpc-token", run_token},
     {"health", "", "ask a server for its health; exit status 0 when it is ready", run_health},
 };
 

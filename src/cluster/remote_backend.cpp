@@ -1,6 +1,7 @@
 #include "cluster/remote_backend.h"
 
 #include "net/endpoint.h"
+#include "net/tls.h"
 #include "remote/backend_link.h"
 #include "remote/remote_stage.h"
 
@@ -52,6 +53,7 @@ class RemoteConnector : public BackendConnector {
 }  // namespace
 
 std::unique_ptr<BackendConnector> make_remote_connector(net::IoThreads& io, RemoteOptions options) {
+  if (!options.token.empty()) net::check_token(options.token);
   return std::make_unique<RemoteConnector>(io, std::move(options));
 }
 

@@ -14,7 +14,8 @@ struct RemoteOptions {
   std::chrono::milliseconds heartbeat_timeout{5000};
 };
 
-// Connects to `caravan backend` processes. io outlives the connector and its backends.
+// Connects to `caravan backend` processes. io outlives the connector and its backends. Throws RequestError for a token
+// that is too short.
 std::unique_ptr<BackendConnector> make_remote_connector(net::IoThreads& io, RemoteOptions options);
 
 }  // namespace caravan::cluster

@@ -234,8 +234,14 @@ struct TlsPsk::State {
   ssl::context client, server;
 };
 
+void check_token(std::string_view token) {
+  if (token.size() < kMinTokenBytes)
+    throw RequestError(fmt::format("the token has {} bytes, at least {} are needed; `caravan token` prints a good one",
+                                   token.size(), kMinTokenBytes));
+}
+
 TlsPsk::TlsPsk(std::string_view token) {
-  if (token.empty()) throw RequestError("the token is empty");
+  check_token(token);
   state_ = std::make_unique<State>(token);
 }
 

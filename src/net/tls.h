@@ -12,11 +12,16 @@
 
 namespace caravan::net {
 
+// Shorter tokens are refused: they can be guessed from one recorded handshake.
+inline constexpr size_t kMinTokenBytes = 16;
+// Throws RequestError, which says how long a token has to be, for a shorter one.
+void check_token(std::string_view token);
+
 // The key of a token, ready for both sides of a handshake. Const after construction; outlives its connections'
 // handshakes.
 class TlsPsk {
  public:
-  // Throws RequestError for an empty token.
+  // Throws as check_token().
   explicit TlsPsk(std::string_view token);
   ~TlsPsk();
   TlsPsk(const TlsPsk&) = delete;

@@ -270,6 +270,7 @@ net::awaitable<std::unique_ptr<net::Connection>> open_connection(net::Endpoint e
 std::shared_ptr<BackendLink> BackendLink::connect(net::IoThreads& io, const net::Endpoint& endpoint,
                                                   const LinkOptions& options) {
   silence_protobuf();
+  if (!options.token.empty()) net::check_token(options.token);
   const std::string who = "backend " + endpoint.text();
   std::shared_ptr<State> state;
   try {

@@ -13,6 +13,18 @@ struct LoadedWeights : ResidentWeights {
   std::shared_ptr<const stage::LoadedSlice> slice;
 };
 
+class DeviceSliceLoad : public SliceLoad {
+ public:
+  DeviceSliceLoad(device::Device& device, const stage::LoadRequest& request) : loader_(device, request) {}
+  std::shared_ptr<const ResidentWeights> run(std::span<weights::WeightSource* const> sources,
+                                             const stage::Stage::ProgressFunction& on_progress) override {
+    return std::make_shared<LoadedWeights>(loader_.run(sources, on_progress));
+  }
+
+ private:
+  stage::SliceLoader loader_;
+};
+
 }  // namespace
 
 DeviceSliceHost::DeviceSliceHost(std::vector<std::unique_ptr<device::Device>> devices) : devices_(std::move(devices)) {
@@ -32,10 +44,8 @@ stage::MemoryNeed DeviceSliceHost::need(size_t device, const stage::LoadRequest&
                             *devices_.at(device));
 }
 
-std::shared_ptr<const ResidentWeights> DeviceSliceHost::load(size_t device, const stage::LoadRequest& request,
-                                                             std::span<weights::WeightSource* const> sources,
-                                                             const stage::Stage::ProgressFunction& on_progress) {
-  return std::make_shared<LoadedWeights>(stage::LoadedSlice::load(*devices_.at(device), request, sources, on_progress));
+std::unique_ptr<SliceLoad> DeviceSliceHost::begin_load(size_t device, const stage::LoadRequest& request) {
+  return std::make_unique<DeviceSliceLoad>(*devices_.at(device), request);
 }
 
 ReadyStage DeviceSliceHost::make_stage(size_t device, const stage::LoadRequest& request,

@@ -19,6 +19,15 @@ class ResidentWeights {
   virtual ~ResidentWeights() = default;
 };
 
+// A load under way. One that threw may run again, and goes on where it was, unless the request itself was at fault.
+class SliceLoad {
+ public:
+  virtual ~SliceLoad() = default;
+  // Loads the weights; blocks. Throws as Stage::load() says.
+  virtual std::shared_ptr<const ResidentWeights> run(std::span<weights::WeightSource* const> sources,
+                                                     const stage::Stage::ProgressFunction& on_progress) = 0;
+};
+
 // A stage that is ready to be opened, and the numbers its messages are checked against.
 struct ReadyStage {
   std::unique_ptr<stage::Stage> stage;
@@ -34,10 +43,8 @@ class SliceHost {
   virtual std::vector<device::DeviceInfo> devices() const = 0;
   // What a request would take. Throws FormatError or NotSupportedError for a request that cannot be loaded.
   virtual stage::MemoryNeed need(size_t device, const stage::LoadRequest& request) const = 0;
-  // Loads the weights; blocks. Throws as Stage::load() says.
-  virtual std::shared_ptr<const ResidentWeights> load(size_t device, const stage::LoadRequest& request,
-                                                      std::span<weights::WeightSource* const> sources,
-                                                      const stage::Stage::ProgressFunction& on_progress) = 0;
+  // Allocates the weights, which are to be loaded. Throws as Stage::load() says.
+  virtual std::unique_ptr<SliceLoad> begin_load(size_t device, const stage::LoadRequest& request) = 0;
   // A stage with its own KV cache over loaded weights.
   virtual ReadyStage make_stage(size_t device, const stage::LoadRequest& request,
                                 std::shared_ptr<const ResidentWeights> weights) = 0;
@@ -50,9 +57,7 @@ class DeviceSliceHost : public SliceHost {
 
   std::vector<device::DeviceInfo> devices() const override;
   stage::MemoryNeed need(size_t device, const stage::LoadRequest& request) const override;
-  std::shared_ptr<const ResidentWeights> load(size_t device, const stage::LoadRequest& request,
-                                              std::span<weights::WeightSource* const> sources,
-                                              const stage::Stage::ProgressFunction& on_progress) override;
+  std::unique_ptr<SliceLoad> begin_load(size_t device, const stage::LoadRequest& request) override;
   ReadyStage make_stage(size_t device, const stage::LoadRequest& request,
                         std::shared_ptr<const ResidentWeights> weights) override;
 

@@ -115,9 +115,14 @@ SliceStore::Loaded SliceStore::load(const Lease& lease, const stage::LoadRequest
   std::shared_ptr<const ResidentWeights> weights;
   std::exception_ptr failure;
   try {
-    weights = host_.load(lease.device_, request, sources, on_progress);
+    if (!entry.unfinished) entry.unfinished = host_.begin_load(lease.device_, request);
+    weights = entry.unfinished->run(sources, on_progress);
+    entry.unfinished.reset();
+  } catch (const weights::SourceError&) {
+    failure = std::current_exception();
   } catch (...) {
     failure = std::current_exception();
+    entry.unfinished.reset();  // trying again would end the same way
   }
   lock.lock();
   entry.loading = false;
@@ -135,7 +140,8 @@ void SliceStore::release(size_t device, uint64_t bytes, const Digest& key) noexc
   const auto found = memory.entries.find(key);
   if (--found->second.n_users > 0) return;
   found->second.unused_since = Clock::now();
-  if (found->second.weights == nullptr || keep_alive_.count() == 0) memory.entries.erase(found);
+  const bool is_empty = found->second.weights == nullptr && found->second.unfinished == nullptr;
+  if (is_empty || keep_alive_.count() == 0) memory.entries.erase(found);
 }
 
 void SliceStore::expire(Clock::time_point now) {

@@ -183,7 +183,7 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
                    describe(*request), format_bytes(need.weights), format_bytes(lease_.bytes()));
     else
       spdlog::info(
-          "{}: {} loaded in {:.1f} s: {} of weights from models-dir, {} from the cache, {} from the server; {} of KV "
+          "{}: {} loaded in {:.2f} s: {} of weights from models-dir, {} from the cache, {} from the server; {} of KV "
           "cache and scratch",
           channel_->peer(), describe(*request), seconds, format_bytes(origins.models_dir), format_bytes(origins.cache),
           format_bytes(origins.server), format_bytes(lease_.bytes()));

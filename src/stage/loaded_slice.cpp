@@ -88,25 +88,6 @@ MemoryNeed need_of(const Arch& arch, const Hyperparameters& hp, const graph::Gra
   return need;
 }
 
-// Fetches every chunk of the manifest and uploads it.
-void upload_weights(const weights::Manifest& manifest, std::span<weights::WeightSource* const> sources,
-                    device::WeightSet& weights, const Stage::ProgressFunction& on_progress) {
-  std::multimap<std::string_view, size_t> by_name;  // a tied matrix is two weights of one tensor
-  for (size_t i = 0; i < weights.specs().size(); ++i) by_name.emplace(weights.specs()[i].name, i);
-  std::vector<weights::ChunkRef> chunks;
-  for (const weights::TensorEntry& tensor : manifest.tensors) {
-    for (uint64_t i = 0; i < weights::n_chunks(tensor.size_bytes); ++i) chunks.push_back({&tensor, i});
-  }
-  uint64_t done = 0;
-  weights::pull(chunks, sources, [&](const weights::ChunkRef& chunk, std::span<const std::byte> bytes) {
-    const auto [begin, end] = by_name.equal_range(chunk.tensor->name);
-    for (auto it = begin; it != end; ++it) weights.upload(it->second, chunk.offset(), bytes);
-    done += bytes.size();
-    if (on_progress) on_progress(done);
-  });
-  weights.finish();
-}
-
 }  // namespace
 
 Digest content_key(const LoadRequest& request) {
@@ -203,19 +184,54 @@ LayerNeeds layer_needs(const Arch& arch, const Hyperparameters& hp, const graph:
 std::shared_ptr<const LoadedSlice> LoadedSlice::load(device::Device& device, const LoadRequest& request,
                                                      std::span<weights::WeightSource* const> sources,
                                                      const Stage::ProgressFunction& on_progress) {
-  const std::shared_ptr<LoadedSlice> slice(new LoadedSlice(device));
-  slice->arch_ = &models::find_arch(request.hyperparameters);
-  slice->hp_ = slice->arch_->read(request.hyperparameters);
-  slice->slice_ = request.slice;
-  weights::validate(request.manifest);
-  models::check_manifest(*slice->arch_, slice->hp_, request.slice, request.manifest);
-  check_config(*slice->arch_, slice->hp_, request.cache);
-  slice->key_ = content_key(request);
-  slice->graph_ = models::build_graph(*slice->arch_, slice->hp_, request.slice, models::tensor_map(request.manifest));
-  require_memory(device, need_of(*slice->arch_, slice->hp_, slice->graph_, request.slice, request.cache, device));
-  slice->weights_ = device.create_weights(slice->graph_.weights);
-  upload_weights(request.manifest, sources, *slice->weights_, on_progress);
-  return slice;
+  return SliceLoader(device, request).run(sources, on_progress);
+}
+
+SliceLoader::SliceLoader(device::Device& device, LoadRequest request)
+    : request_(std::move(request)), slice_(new LoadedSlice(device)) {
+  slice_->arch_ = &models::find_arch(request_.hyperparameters);
+  slice_->hp_ = slice_->arch_->read(request_.hyperparameters);
+  slice_->slice_ = request_.slice;
+  weights::validate(request_.manifest);
+  models::check_manifest(*slice_->arch_, slice_->hp_, request_.slice, request_.manifest);
+  check_config(*slice_->arch_, slice_->hp_, request_.cache);
+  slice_->key_ = content_key(request_);
+  slice_->graph_ =
+      models::build_graph(*slice_->arch_, slice_->hp_, request_.slice, models::tensor_map(request_.manifest));
+  require_memory(device, need_of(*slice_->arch_, slice_->hp_, slice_->graph_, request_.slice, request_.cache, device));
+  slice_->weights_ = device.create_weights(slice_->graph_.weights);
+  for (const weights::TensorEntry& tensor : request_.manifest.tensors) {
+    for (uint64_t i = 0; i < weights::n_chunks(tensor.size_bytes); ++i) missing_.push_back({&tensor, i});
+  }
+}
+
+std::shared_ptr<const LoadedSlice> SliceLoader::run(std::span<weights::WeightSource* const> sources,
+                                                    const Stage::ProgressFunction& on_progress) {
+  CARAVAN_ASSERT(slice_ != nullptr, "a loader gives its slice once");
+  device::WeightSet& weights = *slice_->weights_;
+  std::multimap<std::string_view, size_t> by_name;  // a tied matrix is two weights of one tensor
+  for (size_t i = 0; i < weights.specs().size(); ++i) by_name.emplace(weights.specs()[i].name, i);
+  std::set<std::pair<const weights::TensorEntry*, uint64_t>> uploaded;
+  const std::vector<weights::ChunkRef> wanted = missing_;
+  const auto forget_uploaded = [&] {
+    std::erase_if(missing_,
+                  [&](const weights::ChunkRef& chunk) { return uploaded.contains({chunk.tensor, chunk.index}); });
+  };
+  try {
+    weights::pull(wanted, sources, [&](const weights::ChunkRef& chunk, std::span<const std::byte> bytes) {
+      const auto [begin, end] = by_name.equal_range(chunk.tensor->name);
+      for (auto it = begin; it != end; ++it) weights.upload(it->second, chunk.offset(), bytes);
+      uploaded.emplace(chunk.tensor, chunk.index);
+      done_bytes_ += bytes.size();
+      if (on_progress) on_progress(done_bytes_);
+    });
+  } catch (...) {
+    forget_uploaded();
+    throw;
+  }
+  forget_uploaded();
+  weights.finish();
+  return std::move(slice_);
 }
 
 SliceSession::SliceSession(std::shared_ptr<const LoadedSlice> slice, const CacheConfig& cache)

@@ -53,8 +53,7 @@ device::CacheSpec cache_spec(const models::Arch& arch, const models::Hyperparame
 // sessions. The device must outlive it.
 class LoadedSlice {
  public:
-  // Checks architecture and manifest, reserves the device's memory, fetches all chunks (one ahead of the upload) and
-  // uploads them. Blocks; throws as Stage::load() says.
+  // A SliceLoader that runs once.
   static std::shared_ptr<const LoadedSlice> load(device::Device& device, const LoadRequest& request,
                                                  std::span<weights::WeightSource* const> sources,
                                                  const Stage::ProgressFunction& on_progress);
@@ -70,6 +69,7 @@ class LoadedSlice {
   uint64_t bytes() const { return weights_->size_bytes(); }
 
  private:
+  friend class SliceLoader;
   explicit LoadedSlice(device::Device& device) : device_(device) {}
 
   device::Device& device_;
@@ -79,6 +79,25 @@ class LoadedSlice {
   Slice slice_;
   graph::Graph graph_;
   std::shared_ptr<device::WeightSet> weights_;
+};
+
+// Loads a slice; what broke off can be taken up again, from other sources too, with what has arrived already.
+class SliceLoader {
+ public:
+  // Checks architecture and manifest and reserves the device's memory. Throws as Stage::load() says. The device must
+  // outlive it.
+  SliceLoader(device::Device& device, LoadRequest request);
+
+  // Fetches and uploads the chunks that are missing; on_progress gets the weight bytes that are there. Blocks. When it
+  // throws, it may be called again. Once it has returned, the loader is of no more use.
+  std::shared_ptr<const LoadedSlice> run(std::span<weights::WeightSource* const> sources,
+                                         const Stage::ProgressFunction& on_progress);
+
+ private:
+  const LoadRequest request_;
+  std::shared_ptr<LoadedSlice> slice_;
+  std::vector<weights::ChunkRef> missing_;  // chunks of request_ in its order
+  uint64_t done_bytes_ = 0;
 };
 
 // One user's state at a slice: KV cache, block tables per (slot, group), and the executable, compiled once. Used by one

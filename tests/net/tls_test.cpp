@@ -125,7 +125,11 @@ TEST(TlsPsk, EndsInOrder) {
   closing.get();
 }
 
-TEST(TlsPsk, RefusesAnEmptyToken) { EXPECT_THROW(TlsPsk(""), RequestError); }
+TEST(TlsPsk, RefusesShortTokens) {
+  EXPECT_THROW(TlsPsk(""), RequestError);
+  EXPECT_THROW(TlsPsk(std::string(kMinTokenBytes - 1, 'x')), RequestError);
+  EXPECT_NO_THROW(TlsPsk(std::string(kMinTokenBytes, 'x')));
+}
 
 }  // namespace
 }  // namespace caravan::net

@@ -160,6 +160,29 @@ struct FakeWeights : ResidentWeights {
 
 class FakeHost : public SliceHost {
  public:
+  class FakeLoad : public SliceLoad {
+   public:
+    FakeLoad(FakeHost& host, stage::LoadRequest request) : host_(host), request_(std::move(request)) {
+      for (const auto& tensor : request_.manifest.tensors)
+        for (uint64_t i = 0; i < weights::n_chunks(tensor.size_bytes); ++i) missing_.push_back({&tensor, i});
+    }
+    std::shared_ptr<const ResidentWeights> run(std::span<weights::WeightSource* const> sources,
+                                               const stage::Stage::ProgressFunction& on_progress) override {
+      const std::vector<weights::ChunkRef> wanted = missing_;
+      weights::pull(wanted, sources, [&](const weights::ChunkRef&, std::span<const std::byte> bytes) {
+        missing_.erase(missing_.begin());
+        on_progress(done_ += bytes.size());
+      });
+      return std::make_shared<FakeWeights>(host_.n_weights);
+    }
+
+   private:
+    FakeHost& host_;
+    const stage::LoadRequest request_;
+    std::vector<weights::ChunkRef> missing_;
+    uint64_t done_ = 0;
+  };
+
   explicit FakeHost(uint64_t memory_bytes) : memory_bytes_(memory_bytes) {}
 
   std::vector<device::DeviceInfo> devices() const override {
@@ -171,18 +194,9 @@ class FakeHost : public SliceHost {
     for (const uint32_t n : request.cache.n_blocks) need.kv_cache += n * uint64_t{1000};
     return need;
   }
-  std::shared_ptr<const ResidentWeights> load(size_t, const stage::LoadRequest& request,
-                                              std::span<weights::WeightSource* const> sources,
-                                              const stage::Stage::ProgressFunction& on_progress) override {
+  std::unique_ptr<SliceLoad> begin_load(size_t, const stage::LoadRequest& request) override {
     ++n_loads;
-    std::vector<weights::ChunkRef> chunks;
-    for (const auto& tensor : request.manifest.tensors)
-      for (uint64_t i = 0; i < weights::n_chunks(tensor.size_bytes); ++i) chunks.push_back({&tensor, i});
-    uint64_t done = 0;
-    weights::pull(chunks, sources, [&](const weights::ChunkRef&, std::span<const std::byte> bytes) {
-      on_progress(done += bytes.size());
-    });
-    return std::make_shared<FakeWeights>(n_weights);
+    return std::make_unique<FakeLoad>(*this, request);
   }
   ReadyStage make_stage(size_t, const stage::LoadRequest& request, std::shared_ptr<const ResidentWeights>) override {
     ReadyStage ready;

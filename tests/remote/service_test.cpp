@@ -10,6 +10,7 @@
 #include "remote/backend_service.h"
 #include "remote/codec.h"
 #include "remote/remote_stage.h"
+#include "support/kit.h"
 
 namespace caravan::remote {
 namespace {
@@ -99,6 +100,49 @@ TEST(BackendService, LoadsComputesAndDeliversInOrder) {
     ASSERT_EQ(output.outputs[0].values.size(), testing::kVocab);
     EXPECT_EQ(output.outputs[0].values[3], static_cast<float>(ticket % 5) + 1 + 3);
   }
+}
+
+TEST(BackendService, GoesOnWithALoadWhoseConnectionBroke) {
+  Backend backend(64 << 20);
+  FakeModel model(weights::kChunkBytes * 9);
+  {
+    const auto link = backend.connect();
+    RemoteStage stage(link);
+    EXPECT_THROW(load(stage, model,
+                      [&](uint64_t done) {
+                        if (done >= 2 * weights::kChunkBytes) link->close();
+                      }),
+                 Error);
+  }
+  RemoteStage stage(backend.connect());
+  load(stage, model);
+  EXPECT_LE(stage.pulled_bytes(), 7 * weights::kChunkBytes);
+  EXPECT_GE(stage.pulled_bytes(), weights::kChunkBytes);
+  EXPECT_EQ(backend.host.n_loads, 1);
+}
+
+TEST(BackendService, SaysWhereTheWeightsCameFrom) {
+  const caravan::testing::TemporaryDirectory folder;
+  weights::ChunkCache cache(folder.path(), 64 << 20);
+  BackendOptions options = local_options();
+  options.cache = &cache;
+  options.keep_alive = 0s;
+  Backend backend(64 << 20, options);
+  FakeModel model(weights::kChunkBytes * 2 + 8);
+  const uint64_t total = model.request.manifest.size_bytes();
+  {
+    RemoteStage stage(backend.connect());
+    load(stage, model);
+    EXPECT_EQ(stage.origins().server, total);
+    EXPECT_EQ(stage.origins().cache, 0u);
+  }
+  cache.flush();
+  RemoteStage stage(backend.connect());
+  load(stage, model);
+  EXPECT_EQ(stage.pulled_bytes(), 0u);
+  EXPECT_EQ(stage.origins().cache, total);
+  EXPECT_EQ(backend.service.status().origins.cache, total);
+  EXPECT_EQ(backend.service.status().origins.server, total);
 }
 
 TEST(BackendService, PassesHiddenRowsBothWays) {
@@ -489,7 +533,7 @@ TEST(Handshake, NamesTheSideThatLacksTheToken) {
   const std::string has_none = what_of([&] { open.connect(link_options("a token for the test")); });
   EXPECT_EQ(has_none, "backend " + open.service.endpoint().text() +
                           " does not use a token: start it with --rpc-token / APP_RPC_TOKEN or drop --rpc-token here");
-  const std::string differs = what_of([&] { closed.connect(link_options("another token")); });
+  const std::string differs = what_of([&] { closed.connect(link_options("another token, also long enough")); });
   EXPECT_NE(differs.find("backend " + closed.service.endpoint().text() + ": refused: wrong token"), std::string::npos)
       << differs;
   EXPECT_THROW(closed.connect(), RequestError);

@@ -109,10 +109,42 @@ TEST(SliceStore, LetsTheNextLoadWhenTheFirstFails) {
   SliceStore store(host, std::chrono::seconds(300));
   FakeModel model(20000), empty(20000);
   empty.source.tensors.clear();
-  EXPECT_THROW(Loader(store, host, empty), ResourceError);
+  EXPECT_THROW(Loader(store, host, empty), weights::SourceError);
   EXPECT_EQ(store.n_resident(), 0u);
   EXPECT_EQ(store.memory_free().at(0), 100000u);
   EXPECT_FALSE(Loader(store, host, model).loaded.shared);
+}
+
+TEST(SliceStore, GoesOnWithALoadThatBrokeOff) {
+  // Delivers two chunks and breaks.
+  class BreakingSource : public weights::WeightSource {
+   public:
+    explicit BreakingSource(weights::WeightSource& source) : source_(source) {}
+    bool fetch(const weights::ChunkRef& chunk, std::span<std::byte> out) override {
+      if (++n_ > 2) throw Error("the connection was lost");
+      return source_.fetch(chunk, out);
+    }
+
+   private:
+    weights::WeightSource& source_;
+    int n_ = 0;
+  };
+  FakeHost host(64 << 20);
+  SliceStore store(host, std::chrono::seconds(300));
+  FakeModel model(4 * weights::kChunkBytes);
+  {
+    BreakingSource breaking(model.source);
+    weights::WeightSource* const sources[] = {&breaking};
+    const auto lease = store.reserve(0, host.need(0, model.request), key_of(model));
+    EXPECT_THROW(store.load(lease, model.request, sources, [](uint64_t) {}, {}), weights::SourceError);
+  }
+  EXPECT_EQ(store.n_resident(), 0u);
+  EXPECT_EQ(store.memory_free().at(0), uint64_t{64} << 20) << "what broke off makes room when it must";
+  model.source.n_bytes = 0;
+  const Loader loader(store, host, model);
+  EXPECT_FALSE(loader.loaded.shared);
+  EXPECT_EQ(model.source.n_bytes, 2 * weights::kChunkBytes);
+  EXPECT_EQ(host.n_loads, 1);
 }
 
 TEST(SliceStore, WaitsForASliceThatIsBeingLoadedAndGivesUpOnRequest) {

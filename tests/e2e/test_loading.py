@@ -1,0 +1,132 @@
+"""Weights are sent once: caches, files on the backend's machine, broken transfers, and what happens when bytes are wrong."""
+
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import unittest
+
+from harness import DEMO_MODEL, Backend, ClusterTest, Server, clean_environment, run
+
+PROMPT = "Once upon a time there was a fox named Lily."
+LOADED = r"loaded in [\d.]+ s: (.+) of weights from models-dir, (.+) from the cache, (.+) from the server"
+
+
+class Loading(ClusterTest):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="caravan-loading-")
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+        os.environ["XDG_CACHE_HOME"] = str(self.folder / "home")  # not the user's
+        self.addCleanup(os.environ.pop, "XDG_CACHE_HOME")
+
+    def load(self, *backend_options, model=DEMO_MODEL, stops=True):
+        """Starts a backend and a server that fills it. Returns what came from models-dir, cache and server, and an answer."""
+        backend = self.start(Backend, extra=backend_options)
+        server = self.start(Server, [backend], model=model)
+        sources = backend.wait_for(LOADED).groups()
+        answer = server.complete(PROMPT)["content"]
+        self.log = backend.log
+        if stops:
+            self.assertEqual(server.stop(), 0)
+            self.assertEqual(backend.stop(), 0)
+        return sources, answer
+
+    def chunks(self, folder):
+        return [p for p in (folder / "chunks").rglob("*") if p.is_file()]
+
+    def test_a_second_start_pulls_nothing(self):
+        cache = self.folder / "cache"
+        (models, cached, pulled), answer = self.load("--cache-dir", cache)
+        self.assertEqual((models, cached), ("0 B", "0 B"))
+        self.assertNotEqual(pulled, "0 B")
+        again, same = self.load("--cache-dir", cache)
+        self.assertEqual(again, ("0 B", pulled, "0 B"))
+        self.assertEqual(same, answer)
+
+    def test_the_default_folder_is_the_users_cache(self):
+        self.load("-c")
+        self.assertTrue(self.chunks(self.folder / "home" / "caravan"))
+
+    def test_without_a_cache_nothing_is_written(self):
+        self.load()
+        self.assertFalse((self.folder / "home" / "caravan" / "chunks").exists())
+
+    def test_damaged_files_of_the_cache_are_fetched_again(self):
+        cache = self.folder / "cache"
+        _, answer = self.load("--cache-dir", cache)
+        files = sorted(self.chunks(cache), key=lambda p: p.stat().st_size)
+        largest = files[-1].read_bytes()
+        files[-1].write_bytes(largest[:-1] + bytes([largest[-1] ^ 1]))
+        files[0].write_bytes(b"")
+        (_, cached, pulled), same = self.load("--cache-dir", cache)
+        self.assertNotIn("0 B", (cached, pulled))
+        self.assertEqual(same, answer)
+        self.assertIn("does not hold what its name says", self.log)
+        self.assertEqual(files[-1].read_bytes(), largest)
+        again, _ = self.load("--cache-dir", cache)
+        self.assertEqual(again[2], "0 B")
+
+    def test_the_limit_of_the_cache_holds(self):
+        cache = self.folder / "cache"
+        size = os.path.getsize(DEMO_MODEL)
+        _, answer = self.load("--cache-dir", cache, "--cache-limit", f"{size // 2048}K")
+        self.assertLessEqual(sum(p.stat().st_size for p in self.chunks(cache)), size // 2)
+        (_, cached, pulled), same = self.load("--cache-dir", cache, "--cache-limit", f"{size // 2048}K")
+        self.assertNotIn("0 B", (cached, pulled))
+        self.assertEqual(same, answer)
+
+    def test_a_file_of_another_name_is_used_in_place_of_sending(self):
+        models = self.folder / "models" / "below"
+        models.mkdir(parents=True)
+        shutil.copy(DEMO_MODEL, models / "something else.gguf")
+        (models / "broken.gguf").write_bytes(b"GGUF" + os.urandom(100))
+        (found, _, pulled), answer = self.load("--models-dir", self.folder / "models")
+        self.assertEqual(pulled, "0 B")
+        self.assertNotEqual(found, "0 B")
+        # Another quantisation of the same model shares names, not bytes.
+        shutil.rmtree(models)
+        models.mkdir()
+        self.assertEqual(run("quantize", "--allow-requantize", DEMO_MODEL, models / "other.gguf", "Q4_0", "1").returncode, 0)
+        (_, _, pulled), same = self.load("--models-dir", self.folder / "models")
+        self.assertNotEqual(pulled, "0 B")
+        self.assertEqual(same, answer)
+
+    def test_hashes_of_the_model_are_computed_once(self):
+        hashes = self.folder / "home" / "caravan" / "hashes"
+        self.load()
+        records = list(hashes.iterdir())
+        self.assertEqual(len(records), 1)
+        before = records[0].stat().st_mtime_ns
+        self.load()
+        self.assertEqual(records[0].stat().st_mtime_ns, before)
+
+    def test_remembered_hashes_that_are_wrong_are_computed_again(self):
+        model = self.folder / "model.gguf"
+        shutil.copy(DEMO_MODEL, model)
+        self.load(model=model)
+        stat = model.stat()
+        data = bytearray(model.read_bytes())
+        data[-5] ^= 1
+        model.write_bytes(data)
+        os.utime(model, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        backend = self.start(Backend)
+        server = self.start(Server, [backend], model=model)
+        server.wait_for("the hashes that were remembered of .* are computed again")
+        self.assertTrue(server.complete(PROMPT)["content"])
+
+    def test_bad_options_are_refused(self):
+        for options, pattern in ((("--cache-dir", "/proc/nowhere"), "cache folder"), (("--models-dir", "/nowhere"), "/nowhere"),
+                                 (("--cache-limit", "many"), "expected a size")):
+            result = run("backend", "--port", 0, *options)
+            self.assertEqual(result.returncode, 1)
+            self.assertRegex(result.stderr, pattern)
+        result = run("backend", "--port", 0, "--cache", env={k: v for k, v in clean_environment().items()
+                                                             if k not in ("HOME", "XDG_CACHE_HOME")})
+        self.assertEqual(result.returncode, 1)
+        self.assertRegex(result.stderr, "say where with --cache-dir")
+
+
+if __name__ == "__main__":
+    unittest.main()
