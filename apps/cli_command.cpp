@@ -236,7 +236,9 @@ int run_cli(int argc, char** argv) {
   const ChatOptions chat = chats ? chat_options(options) : ChatOptions{};
   engine::validate(options.sampling, opened.hyperparameters().n_vocab);
   if (options.grammar) engine::GrammarCompiler(opened.vocabulary()).compile(*options.grammar);  // before the load
-  engine::Engine engine(opened.pipeline(), opened.vocabulary());
+  engine::EngineOptions engine_options;
+  engine_options.recovery_timeout = std::chrono::seconds(options.model.recovery_timeout_s);
+  engine::Engine engine(opened.pipeline(), opened.vocabulary(), engine_options);
   start(opened, engine);
   count_interrupts();
   return chats ? run_chat(opened, engine, chat) : run_completion(opened, engine, options);

@@ -106,6 +106,20 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
               "where the hashes of models are remembered ($XDG_CACHE_HOME/caravan or ~/.cache/caravan)",
               {"APP_CACHE_DIR"},
               into(o.cache_dir)});
+  parser.add({{"--rpc-timeout"},
+              "S",
+              "seconds of silence after which a backend counts as lost (5)",
+              {},
+              [&o](const std::string& value) {
+                o.rpc_timeout_s = parse_number(value);
+                if (!(o.rpc_timeout_s >= 0.1 && o.rpc_timeout_s <= 3600))
+                  throw RequestError("expected 0.1 to 3600 seconds, found '" + value + "'");
+              }});
+  parser.add({{"--recovery-timeout"},
+              "S",
+              "seconds that requests wait for a plan after a backend was lost (60)",
+              {},
+              into(o.recovery_timeout_s, 0, 86400)});
   parser.add({{"-ngl", "--gpu-layers", "--n-gpu-layers"},
               "N",
               "most layers on backends, a number, auto or all (auto)",
@@ -344,7 +358,9 @@ OpenedModel::OpenedModel(const ModelOptions& options)
   cluster.local_memory = device_.info().memory_free;
   if (!options.rpc.empty()) {
     io_ = std::make_unique<net::IoThreads>(2);
-    connector_ = cluster::make_remote_connector(*io_, {options.rpc_token});
+    const std::chrono::duration<double> timeout(options.rpc_timeout_s);
+    connector_ = cluster::make_remote_connector(
+        *io_, {options.rpc_token, std::chrono::duration_cast<std::chrono::milliseconds>(timeout)});
   }
   pipeline_ = std::make_unique<cluster::ClusterPipeline>(file_, device_, connector_.get(), std::move(cluster));
 }

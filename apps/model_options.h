@@ -29,7 +29,8 @@ struct ModelOptions {
   uint64_t mem_mib = 0;                        // --mem of this process's own stages; 0: what is free
   std::vector<std::string> rpc;                // --rpc
   std::string rpc_token;
-  uint32_t rpc_wait_s = 60;
+  uint32_t rpc_wait_s = 60, recovery_timeout_s = 60;
+  double rpc_timeout_s = 5;
   std::optional<uint32_t> n_gpu_layers;  // -ngl
   std::vector<double> tensor_split;      // -ts
   std::string cache_dir;                 // --cache-dir; empty: the default folder

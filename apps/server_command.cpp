@@ -270,6 +270,7 @@ int run_server(int argc, char** argv) {
   engine::EngineOptions engine_options;
   engine_options.max_queue = options.max_queue;
   engine_options.context_shift = options.context_shift;
+  engine_options.recovery_timeout = std::chrono::seconds(options.model.recovery_timeout_s);
   engine::Engine engine(opened.pipeline(), opened.vocabulary(), engine_options);
   const server::Api api{engine, opened.vocabulary(), model_facts(opened, opened.hyperparameters(), options),
                         options.api};

@@ -11,6 +11,11 @@ cmake --preset clang >/dev/null
 cmake --build build/clang -j "$(nproc)" | tail -n 1
 scripts/run_tests.py build/clang --units-only
 
+step "a hundred kills under eight streams"
+cmake --preset release >/dev/null
+cmake --build build/release -j "$(nproc)" --target caravan | tail -n 1
+bench/chaos.py build/release/apps/caravan --kills 100
+
 step "unit tests under ThreadSanitizer"
 cmake --preset tsan >/dev/null
 cmake --build build/tsan -j "$(nproc)" | tail -n 1

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "stage/stage.h"
 
@@ -18,22 +19,32 @@ class Backend {
   virtual ~Backend() = default;
   // "10.0.0.2:50052", as the user wrote it.
   virtual const std::string& name() const = 0;
-  // Bytes that it can hold for us at the moment.
+  // The same for two connections exactly when they lead to the same process.
+  virtual std::string id() const = 0;
+  // Bytes that it can hold for us at the moment, once it has freed what it was told to free. May ask it and wait.
   virtual uint64_t memory_free() const = 0;
   virtual std::string numeric_class() const = 0;
   virtual std::unique_ptr<stage::Stage> make_stage() = 0;
+};
+
+// What a connected backend may tell later, from any thread, perhaps while or after the Backend is destroyed.
+struct BackendEvents {
+  std::function<void(std::string reason)> lost;  // at most once: the connection has ended; reason names the backend
+  std::function<void()> leaving;                 // it goes away soon, and serves until then
 };
 
 // Connects backends by name.
 class BackendConnector {
  public:
   virtual ~BackendConnector() = default;
-  // Connects and greets, within timeout. on_lost is called at most once, from any thread, when the connection ends
-  // later, with a reason that names the backend; perhaps while or after the Backend is destroyed. Throws Error naming
-  // the backend and the cause: retried when it may be temporary, NotSupportedError or RequestError (versions, tokens)
-  // when trying again is of no use.
-  virtual std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds timeout,
-                                           std::function<void(std::string reason)> on_lost) = 0;
+  // The addresses that a name stands for at the moment, each good for connect(). Throws Error that begins with the name
+  // when it does not resolve.
+  virtual std::vector<std::string> addresses(const std::string& name) { return {name}; }
+  // Connects and greets, within timeout. Throws Error naming the backend and the cause: retried when it may be
+  // temporary, NotSupportedError or RequestError (versions, tokens) when trying again is of no use. From several
+  // threads at once.
+  virtual std::unique_ptr<Backend> connect(const std::string& address, std::chrono::milliseconds timeout,
+                                           BackendEvents events) = 0;
 };
 
 }  // namespace caravan::cluster

@@ -17,18 +17,20 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kConnectTimeout = std::chrono::seconds(5);
 constexpr auto kStillWaitingInterval = std::chrono::seconds(10);
+// How often tickets are looked at that take too long.
+constexpr auto kLookInterval = std::chrono::seconds(1);
+// A device that failed is left out of plans for so long, and longer each time.
+constexpr auto kFirstAvoidance = std::chrono::seconds(5);
+constexpr auto kLongestAvoidance = std::chrono::seconds(120);
+// Reservations that are refused one after the other before a pause: another server took the memory meanwhile.
+constexpr uint32_t kRefusalsAtOnce = 3;
+constexpr uint32_t kRefusalsAtStart = 20;
+constexpr int kOverdueFactor = 10;
 
 uint64_t random_session() {
   std::random_device device;
   return uint64_t{device()} << 32 | device();
-}
-
-// True for failures that trying again cannot mend: another token, another protocol version.
-bool is_permanent(const std::exception& error) {
-  return dynamic_cast<const NotSupportedError*>(&error) != nullptr ||
-         dynamic_cast<const RequestError*>(&error) != nullptr;
 }
 
 engine::GroupLimits group_limits(const models::CacheGroup& group, uint32_t n_blocks) {
@@ -49,7 +51,49 @@ engine::GroupLimits group_limits(const models::CacheGroup& group, uint32_t n_blo
   return limits;
 }
 
+// Adds a step to a running mean, of which recent steps are the larger part.
+void note_speed(double& seconds_per_row, double seconds, uint32_t n_rows) {
+  constexpr double kWeight = 0.1;
+  if (n_rows == 0) return;
+  const double now = seconds / n_rows;
+  seconds_per_row = seconds_per_row == 0 ? now : (1 - kWeight) * seconds_per_row + kWeight * now;
+}
+
+// Up to longest, so that servers that were refused together do not come back together.
+std::chrono::milliseconds random_part(std::chrono::milliseconds longest) {
+  static thread_local std::minstd_rand random(std::random_device{}());
+  return std::chrono::milliseconds(std::uniform_int_distribution<int64_t>(0, longest.count())(random));
+}
+
 }  // namespace
+
+// Where a plan would put the model.
+struct ClusterPipeline::Candidate {
+  plan::Placement placement;
+  std::vector<plan::DeviceOffer> offers;
+  std::vector<Membership::Member> members;  // parallel to offers; without a backend: this machine
+
+  // Why it cannot be used any more; empty: it can.
+  std::string why_broken() const {
+    for (const plan::PlacedStage& placed : placement.stages) {
+      std::string reason = members[placed.device].why_lost();
+      if (!reason.empty()) return reason;
+    }
+    return "";
+  }
+};
+
+// A plan that is being loaded by a thread of its own.
+struct ClusterPipeline::Loading {
+  Candidate candidate;
+  std::atomic<bool> cancelled{false};
+  std::atomic<bool> done{false};
+  // Set when done.
+  std::unique_ptr<ActivePlan> plan;
+  std::exception_ptr error;
+  std::string device;  // that was being loaded
+  std::thread thread;
+};
 
 // The stages in use and the batches under way. Stages are destroyed first to last: one that still delivers finds the
 // next alive.
@@ -57,18 +101,28 @@ struct ClusterPipeline::ActivePlan {
   struct Part {
     std::string device;
     stage::Slice slice;
+    uint64_t held_bytes = 0;    // on the device
+    Membership::Member member;  // keeps the connection
     std::unique_ptr<Hop> hop;
     std::unique_ptr<stage::Stage> stage;
+    double seconds_per_row = 0;  // under mutex; running mean; 0: nothing was computed yet
+  };
+  // A batch under way.
+  struct Flight {
+    std::shared_ptr<const stage::Batch> batch;
+    size_t stage = 0;  // that computes it
+    Clock::time_point since;
   };
   ~ActivePlan() {
     for (Part& part : parts) part.stage.reset();
   }
 
   uint64_t epoch = 0;
+  engine::PlanSummary summary;
   std::vector<Part> parts;
   std::mutex mutex;
-  std::map<uint64_t, std::shared_ptr<const stage::Batch>> in_flight;  // under mutex
-  bool retired = false;  // under events_mutex_: its results no longer count
+  std::map<uint64_t, Flight> in_flight;  // under mutex; by ticket
+  bool retired = false;                  // under events_mutex_: its results no longer count
 };
 
 // Takes the outputs of one stage of a plan and passes them on.
@@ -83,15 +137,6 @@ class ClusterPipeline::Hop : public stage::OutputSink {
   ClusterPipeline& pipeline_;
   ActivePlan& plan_;
   const size_t stage_;
-};
-
-// A configured backend and its connection, if there is one.
-struct ClusterPipeline::Seat {
-  std::string name;
-  std::unique_ptr<Backend> backend;
-  uint64_t connection = 0;  // counts connections: a late report about an old one is ignored
-  bool lost = false;        // the connection has ended
-  std::string last_error;   // why it is not connected
 };
 
 ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& device, BackendConnector* connector,
@@ -111,81 +156,74 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
     throw RequestError(fmt::format("--tensor-split has {} shares for {} backends; give one number for each",
                                    options_.tensor_split.size(), options_.backends.size()));
   models::check_model(arch_, hp_, models::tensor_map(model));
-  for (const std::string& name : options_.backends) seats_.push_back({name, nullptr, 0, false, ""});
 }
 
 ClusterPipeline::~ClusterPipeline() {
   stopping_.store(true);
-  {
-    const std::lock_guard lock(watch_->mutex);
-    watch_->changed.notify_all();
-  }
+  watch_->signal();
   if (watcher_.joinable()) watcher_.join();
   active_.reset();
-  seats_.clear();
+  membership_.reset();
 }
 
 void ClusterPipeline::start() {
-  if (!seats_.empty()) {
-    spdlog::info("waiting up to {} s for backends {}", options_.rpc_wait.count(), fmt::join(options_.backends, ", "));
-    connect_missing(Clock::now() + options_.rpc_wait, Refusal::fails);
-    if (const auto absent = missing(); !absent.empty()) {
-      std::string reasons;
-      for (const Seat& seat : seats_)
-        if (!seat.backend) reasons += fmt::format("\n  {}: {}", seat.name, seat.last_error);
-      if (absent.size() == seats_.size())
-        throw Error(fmt::format("no backend answered within {} s:{}", options_.rpc_wait.count(), reasons));
-      spdlog::warn("backends that did not answer within {} s:{}\ngoing on without them if the model fits",
-                   options_.rpc_wait.count(), reasons);
-    }
-  }
-  try {
-    push(engine::PlanReady{make_plan()});
-  } catch (const ResourceError& error) {
-    if (const auto absent = missing(); !absent.empty())
-      throw ResourceError(fmt::format("without the missing backends {}: {}", fmt::join(absent, ", "), error.what()));
-    throw;
-  }
-  if (!seats_.empty()) watcher_ = std::thread([this] { watch(); });
+  const auto deadline = Clock::now() + options_.rpc_wait;
+  if (!options_.backends.empty()) wait_for_backends(deadline);
+  make_first_plan(deadline);
+  if (membership_) watcher_ = std::thread([this] { watch(); });
 }
 
-std::vector<std::string> ClusterPipeline::missing() const {
-  std::vector<std::string> names;
-  for (const Seat& seat : seats_)
-    if (!seat.backend) names.push_back(seat.name);
-  return names;
-}
-
-// Tries all unconnected seats, again and again until all are connected or the deadline has passed. No stage exists.
-void ClusterPipeline::connect_missing(Clock::time_point deadline, Refusal refusal) {
-  while (!stopping()) {
-    drop_lost_connections();  // one may end while others are waited for
-    bool all = true;
-    for (size_t i = 0; i < seats_.size() && !stopping(); ++i)
-      if (!seats_[i].backend) all = connect(i, refusal) && all;
-    if (all || Clock::now() >= deadline) return;
+// Until all have come or the deadline has passed.
+void ClusterPipeline::wait_for_backends(Clock::time_point deadline) {
+  spdlog::info("waiting up to {} s for backends {}", options_.rpc_wait.count(), fmt::join(options_.backends, ", "));
+  MembershipOptions membership;
+  membership.names = options_.backends;
+  membership.retry_interval = options_.retry_interval;
+  membership_ = std::make_unique<Membership>(*connector_, membership, [watch = watch_] { watch->signal(); });
+  while (!stopping() && !membership_->complete()) {
+    // One that refuses us for good is a mistake that waiting would hide.
+    if (const std::exception_ptr refusal = membership_->refusal()) std::rethrow_exception(refusal);
+    if (Clock::now() >= deadline && membership_->tried()) break;
     std::unique_lock lock(watch_->mutex);
-    watch_->changed.wait_for(lock, options_.retry_interval, [this] { return stopping(); });
+    watch_->changed.wait_until(lock, std::max(deadline, Clock::now() + options_.retry_interval),
+                               [this] { return stopping() || watch_->signalled; });
+    watch_->signalled = false;
   }
+  const std::vector<std::string> missing = membership_->missing();
+  if (missing.empty()) return;
+  if (missing.size() == options_.backends.size())
+    throw Error(fmt::format("no backend answered within {} s:{}", options_.rpc_wait.count(), membership_->reasons()));
+  spdlog::warn("backends that did not answer within {} s:{}\ngoing on without them if the model fits",
+               options_.rpc_wait.count(), membership_->reasons());
 }
 
-// Tries one seat. A failure is logged unless it is the same as last time.
-bool ClusterPipeline::connect(size_t index, Refusal refusal) {
-  Seat& seat = seats_[index];
-  const uint64_t connection = ++seat.connection;
-  try {
-    auto backend = connector_->connect(
-        seat.name, kConnectTimeout,
-        [watch = watch_, index, connection](const std::string& reason) { watch->report({index, connection, reason}); });
-    spdlog::info("backend {}: connected, {} free", seat.name, format_bytes(backend->memory_free()));
-    seat.backend = std::move(backend);
-    seat.last_error.clear();
-    return true;
-  } catch (const Error& error) {
-    if (seat.last_error != error.what()) spdlog::warn("backend {}: {}", seat.name, error.what());
-    seat.last_error = error.what();
-    if (refusal == Refusal::fails && is_permanent(error)) throw;
-    return false;
+// Plans again when a backend is lost meanwhile, or another server takes the memory.
+void ClusterPipeline::make_first_plan(Clock::time_point deadline) {
+  while (!stopping()) {
+    Loading loading;
+    try {
+      if (membership_) considered_ = membership_->generation();
+      loading.candidate = choose();
+      load_plan(loading);
+      activate(std::move(loading.plan));
+      return;
+    } catch (const ResourceError& error) {
+      const bool refused = !loading.device.empty() && ++n_refused_ < kRefusalsAtStart;
+      if (!refused) {
+        const auto absent = membership_ ? membership_->missing() : std::vector<std::string>();
+        if (absent.empty()) throw;
+        throw ResourceError(fmt::format("without the missing backends {}: {}", fmt::join(absent, ", "), error.what()));
+      }
+      spdlog::warn("{}; planning again", error.what());
+    } catch (const Error& error) {
+      if (loading.candidate.why_broken().empty()) throw;
+      spdlog::warn("{}; planning again", error.what());
+    }
+    // What was lost may come back at once, and is worth a moment.
+    std::unique_lock lock(watch_->mutex);
+    const auto until =
+        std::min(deadline, Clock::now() + options_.retry_interval + random_part(options_.retry_interval));
+    watch_->changed.wait_until(lock, until, [this] { return stopping(); });
   }
 }
 
@@ -224,7 +262,7 @@ weights::Manifest ClusterPipeline::manifest_of(const stage::Slice& slice, bool h
 }
 
 void ClusterPipeline::load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
-                                 const std::string& name) {
+                                 const std::string& name, const std::atomic<bool>& cancelled) {
   stage::LoadRequest request;
   request.hyperparameters = hyperparameter_metadata_;
   request.manifest = manifest_of(placed.slice, name != "local");
@@ -235,7 +273,10 @@ void ClusterPipeline::load_stage(const plan::PlacedStage& placed, const plan::Pl
   Progress progress(
       fmt::format("loading layers {}-{} on {}", placed.slice.layer_begin, placed.slice.layer_end - 1, name),
       request.manifest.size_bytes());
-  const auto on_progress = [&](uint64_t done) { progress.update(done); };
+  const auto on_progress = [&](uint64_t done) {
+    if (cancelled) throw Error("loading was given up: the plan can no longer be used");
+    progress.update(done);
+  };
   try {
     stage.load(request, sources, on_progress);
   } catch (const weights::SourceError& error) {
@@ -248,50 +289,98 @@ void ClusterPipeline::load_stage(const plan::PlacedStage& placed, const plan::Pl
   }
 }
 
-// Places, loads and opens a plan on what is connected; it becomes the active one.
-engine::PlanSummary ClusterPipeline::make_plan() {
-  std::vector<plan::DeviceOffer> offers;
-  std::vector<Backend*> backends;  // parallel to offers, null for the local device
-  if (options_.local_memory > 0 || seats_.empty()) {
-    offers.push_back({"local", options_.local_memory, true});
-    backends.push_back(nullptr);
+bool ClusterPipeline::is_avoided(const Membership::Member& member, Choice choice) const {
+  if (member.leaving()) return true;
+  if (choice == Choice::anybody) return false;
+  const auto avoided = avoided_.find(member.name);
+  if (avoided != avoided_.end() && Clock::now() < avoided->second.until) return true;
+  return choice == Choice::reliable && !numeric_class_.empty() && member.backend->numeric_class() != numeric_class_;
+}
+
+// Places the model on those who are there; what the plan in use holds counts as free.
+ClusterPipeline::Candidate ClusterPipeline::choose(Choice choice) const {
+  Candidate candidate;
+  if (options_.local_memory > 0 || !membership_) {
+    candidate.offers.push_back({"local", options_.local_memory, true});
+    candidate.members.emplace_back();
   }
+  const std::vector<Membership::Member> members =
+      membership_ ? membership_->members() : std::vector<Membership::Member>();
+  std::map<size_t, size_t> n_of_name;
+  for (const Membership::Member& member : members) ++n_of_name[member.configured];
   auto request = placement_request();
   std::vector<double> shares;
-  for (size_t i = 0; i < seats_.size(); ++i) {
-    if (!seats_[i].backend) continue;
+  for (const Membership::Member& member : members) {
+    if (is_avoided(member, choice)) continue;
     if (!request.tensor_split.empty()) {
-      if (request.tensor_split[i] == 0) continue;  // the user gives it nothing, whoever else is missing
-      shares.push_back(request.tensor_split[i]);
+      const double share = request.tensor_split[member.configured];
+      if (share == 0) continue;  // the user gives it nothing, whoever else is missing
+      shares.push_back(share / static_cast<double>(n_of_name[member.configured]));
     }
-    offers.push_back({seats_[i].name, seats_[i].backend->memory_free(), false});
-    backends.push_back(seats_[i].backend.get());
+    candidate.offers.push_back({member.name, member.backend->memory_free(), false});
+    candidate.members.push_back(member);
+  }
+  if (active_) {
+    for (const ActivePlan::Part& part : active_->parts) {
+      for (size_t i = 0; i < candidate.members.size(); ++i) {
+        if (candidate.members[i].connection == part.member.connection && part.member.backend)
+          candidate.offers[i].memory_free += part.held_bytes;
+      }
+    }
   }
   request.tensor_split = shares;  // those of the connected ones
-  if (offers.empty()) throw ResourceError("no backend is there to which --tensor-split gives layers");
-  const plan::Placement placement = plan::place(request, offers);
-  spdlog::info("plan:\n{}", plan::describe(placement, offers));
+  if (candidate.offers.empty())
+    throw ResourceError(request.tensor_split.empty() && options_.tensor_split.empty()
+                            ? "no backend is there"
+                            : "no backend is there to which --tensor-split gives layers");
+  candidate.placement = plan::place(request, candidate.offers);
+  return candidate;
+}
 
+// On the best that the model fits.
+ClusterPipeline::Candidate ClusterPipeline::choose() const {
+  for (const Choice choice : {Choice::reliable, Choice::any_class}) {
+    try {
+      return choose(choice);
+    } catch (const ResourceError&) {
+      // With everybody, perhaps; what is thrown there is for people.
+    }
+  }
+  return choose(Choice::anybody);
+}
+
+// Loads and opens a candidate's stages: loading.plan.
+void ClusterPipeline::load_plan(Loading& loading) {
+  const Candidate& candidate = loading.candidate;
+  const plan::Placement& placement = candidate.placement;
+  spdlog::info("plan:\n{}", plan::describe(placement, candidate.offers));
   auto next = std::make_unique<ActivePlan>();
   next->epoch = ++epoch_;
-  engine::PlanSummary summary;
   for (size_t i = 0; i < placement.stages.size(); ++i) {
     const plan::PlacedStage& placed = placement.stages[i];
     ActivePlan::Part part;
-    part.device = offers[placed.device].name;
+    part.device = loading.device = candidate.offers[placed.device].name;
     part.slice = placed.slice;
+    part.held_bytes = placed.need.total();
+    part.member = candidate.members[placed.device];
     part.hop = std::make_unique<Hop>(*this, *next, i);
-    Backend* const backend = backends[placed.device];
-    part.stage = backend != nullptr ? backend->make_stage() : std::make_unique<stage::LocalStage>(device_);
-    load_stage(placed, placement, *part.stage, part.device);
+    part.stage = part.member.backend ? part.member.backend->make_stage() : std::make_unique<stage::LocalStage>(device_);
+    load_stage(placed, placement, *part.stage, part.device, loading.cancelled);
     next->parts.push_back(std::move(part));
-    summary.stages.push_back({offers[placed.device].name, placed.slice.layer_begin, placed.slice.layer_end,
-                              placed.slice.embeds, placed.slice.outputs, placed.need.weights, placed.need.kv_cache,
-                              placed.need.scratch});
   }
   for (auto& part : next->parts) part.stage->open(session_, next->epoch, *part.hop);
+  next->summary = summarize(*next, candidate);
+  loading.plan = std::move(next);
+}
 
-  summary.epoch = next->epoch;
+engine::PlanSummary ClusterPipeline::summarize(const ActivePlan& plan, const Candidate& candidate) const {
+  const plan::Placement& placement = candidate.placement;
+  engine::PlanSummary summary;
+  for (const plan::PlacedStage& placed : placement.stages)
+    summary.stages.push_back({candidate.offers[placed.device].name, placed.slice.layer_begin, placed.slice.layer_end,
+                              placed.slice.embeds, placed.slice.outputs, placed.need.weights, placed.need.kv_cache,
+                              placed.need.scratch});
+  summary.epoch = plan.epoch;
   summary.n_ctx = hp_.n_positions > 0 ? std::min(placement.n_ctx, hp_.n_positions) : placement.n_ctx;
   summary.n_embd = hp_.n_embd;
   summary.n_vocab = hp_.n_vocab;
@@ -302,16 +391,39 @@ engine::PlanSummary ClusterPipeline::make_plan() {
   const auto groups = arch_.cache_groups(hp_);
   for (size_t g = 0; g < groups.size(); ++g)
     summary.groups.push_back(group_limits(groups[g], placement.cache.n_blocks[g]));
-  summary.numeric_class = next->parts.front().stage->numeric_class();
-  for (const auto& part : next->parts)
-    if (part.stage->numeric_class() != summary.numeric_class)
-      spdlog::warn("{} computes in class {}, the first stage in {}: results depend on where layers are", part.device,
-                   part.stage->numeric_class(), summary.numeric_class);
+  summary.numeric_class = plan.parts.front().stage->numeric_class();
+  return summary;
+}
+
+// Makes a loaded plan the one in use; what was in flight in the one before is lost.
+void ClusterPipeline::activate(std::unique_ptr<ActivePlan> next) {
+  const engine::PlanSummary& summary = next->summary;
+  std::string numeric_class = summary.numeric_class;
+  for (const auto& part : next->parts) {
+    if (part.stage->numeric_class() == summary.numeric_class) continue;
+    spdlog::warn("{} computes in class {}, the first stage in {}: results depend on where layers are", part.device,
+                 part.stage->numeric_class(), summary.numeric_class);
+    numeric_class.clear();
+  }
+  if (!numeric_class_.empty() && numeric_class != numeric_class_)
+    spdlog::warn("the new plan computes in another numeric class than {}: answers in progress may go on differently",
+                 numeric_class_);
+  numeric_class_ = numeric_class;
   spdlog::info("ready: {} layers on {} device(s), context {} tokens, {} sequences at a time", hp_.n_layer,
                next->parts.size(), summary.n_ctx, summary.max_slots);
-  const std::lock_guard lock(plan_mutex_);
-  active_ = std::move(next);
-  return summary;
+  if (lost_since_)
+    spdlog::info("recovered in {:.2f} s", std::chrono::duration<double>(Clock::now() - *lost_since_).count());
+  lost_since_.reset();
+  if (const auto absent = membership_ ? membership_->missing() : std::vector<std::string>(); !absent.empty())
+    spdlog::warn("serving without {}", fmt::join(absent, ", "));
+  std::unique_ptr<ActivePlan> before;
+  {
+    const std::scoped_lock lock(plan_mutex_, events_mutex_);
+    before = std::exchange(active_, std::move(next));
+    if (before) before->retired = true;
+    events_.emplace_back(engine::PlanReady{active_->summary});
+    events_changed_.notify_one();
+  }
 }
 
 uint64_t ClusterPipeline::submit(stage::Batch batch) {
@@ -322,7 +434,7 @@ uint64_t ClusterPipeline::submit(stage::Batch batch) {
   auto shared = std::make_shared<const stage::Batch>(std::move(batch));
   {
     const std::lock_guard in_flight_lock(active_->mutex);
-    active_->in_flight[ticket] = shared;
+    active_->in_flight[ticket] = {shared, 0, Clock::now()};
   }
   active_->parts.front().stage->enqueue({session_, active_->epoch, ticket}, std::move(shared), {});
   return ticket;
@@ -331,6 +443,7 @@ uint64_t ClusterPipeline::submit(stage::Batch batch) {
 void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::StageOutput output) noexcept {
   const uint64_t ticket = output.fence.ticket;
   const bool last = stage + 1 == plan.parts.size();
+  if (output.stage_lost) return watch_->report({plan.epoch, std::move(output.error)});  // its tickets go with the plan
   std::shared_ptr<const stage::Batch> batch;
   {
     const std::lock_guard lock(plan.mutex);
@@ -339,7 +452,10 @@ void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::Sta
       n_stale_.fetch_add(1);
       return;
     }
-    batch = found->second;
+    batch = found->second.batch;
+    if (output.error.empty()) note_speed(plan.parts[stage].seconds_per_row, output.compute_seconds, batch->n_rows());
+    found->second.stage = stage + 1;
+    found->second.since = Clock::now();
     if (last || !output.error.empty()) plan.in_flight.erase(found);
   }
   if (!output.error.empty()) {
@@ -349,12 +465,6 @@ void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::Sta
   } else {
     plan.parts[stage + 1].stage->enqueue(output.fence, std::move(batch), std::move(output.hidden));
   }
-}
-
-void ClusterPipeline::push(engine::PipelineEvent event) {
-  const std::lock_guard lock(events_mutex_);
-  events_.push_back(std::move(event));
-  events_changed_.notify_one();
 }
 
 // Drops what a plan delivers after it was lost.
@@ -385,87 +495,213 @@ void ClusterPipeline::wake() {
   events_changed_.notify_one();
 }
 
-void ClusterPipeline::Watch::report(Loss loss) {
+void ClusterPipeline::Watch::signal() {
   const std::lock_guard lock(mutex);
-  lost.push_back(std::move(loss));
+  signalled = true;
+  changed.notify_all();
+}
+
+void ClusterPipeline::Watch::report(Failure failure) {
+  const std::lock_guard lock(mutex);
+  failures.push_back(std::move(failure));
+  signalled = true;
   changed.notify_all();
 }
 
 void ClusterPipeline::watch() {
+  Clock::time_point next_look = Clock::now();
   while (!stopping()) {
-    std::string reason;
     {
       std::unique_lock lock(watch_->mutex);
-      watch_->changed.wait(lock, [this] { return stopping() || !watch_->lost.empty(); });
-      if (stopping()) return;
-      while (!watch_->lost.empty()) {
-        Loss loss = std::move(watch_->lost.front());
-        watch_->lost.pop_front();
-        Seat& seat = seats_[loss.seat];
-        if (loss.connection != seat.connection) continue;  // an earlier connection, replaced since
-        seat.lost = true;
-        reason = seat.last_error = std::move(loss.reason);
-      }
+      watch_->changed.wait_until(lock, next_look, [this] { return stopping() || watch_->signalled; });
+      watch_->signalled = false;
     }
-    if (!reason.empty()) recover(reason);
+    if (stopping()) break;
+    next_look = Clock::now() + std::min<Clock::duration>(kLookInterval, options_.ticket_patience);
+    retire_broken_plan();
+    if (loading_ && !loading_->candidate.why_broken().empty()) loading_->cancelled = true;
+    if (loading_ && loading_->done) finish_loading();
+    if (!loading_ && !active_) {
+      if (Clock::now() >= next_attempt_ || membership_->generation() != considered_) plan_again();
+      if (!loading_) next_look = std::min(next_look, next_attempt_);
+    } else if (!loading_) {
+      plan_better();
+    }
   }
+  if (!loading_) return;
+  loading_->cancelled = true;
+  loading_->thread.join();
 }
 
-// Closes connections that were reported lost since; stages made from them must be gone.
-void ClusterPipeline::drop_lost_connections() {
+// Ends the plan in use when one of its stages is gone.
+void ClusterPipeline::retire_broken_plan() {
+  std::deque<Watch::Failure> failures;
   {
     const std::lock_guard lock(watch_->mutex);
-    for (const Loss& loss : watch_->lost)
-      if (loss.connection == seats_[loss.seat].connection) {
-        seats_[loss.seat].lost = true;
-        seats_[loss.seat].last_error = loss.reason;
-      }
-    watch_->lost.clear();
+    failures.swap(watch_->failures);
   }
-  for (Seat& seat : seats_)
-    if (seat.lost) {
-      seat.backend.reset();
-      seat.lost = false;
-    }
+  if (!active_) return;
+  for (const ActivePlan::Part& part : active_->parts) {
+    if (const std::string reason = part.member.why_lost(); !reason.empty()) return retire(reason);
+  }
+  for (const Watch::Failure& failure : failures) {
+    if (failure.epoch == active_->epoch) return retire(failure.reason);
+  }
+  if (const auto reason = overdue()) retire(*reason);
 }
 
-// Ends the lost plan, then plans again: with the backend when it returns, or without it when the model fits the others.
-void ClusterPipeline::recover(const std::string& reason) {
-  spdlog::error("{}; requests in progress end with an error, new ones wait for a plan", reason);
+// Why the plan in use has failed: a ticket takes far longer than its stage ever did. Stages compute in order, so a
+// ticket waits for all before it.
+std::optional<std::string> ClusterPipeline::overdue() {
+  const Clock::time_point now = Clock::now();
+  std::optional<size_t> stuck;
+  {
+    const std::lock_guard lock(active_->mutex);
+    std::vector<double> ahead(active_->parts.size());  // seconds of computing
+    for (const auto& [ticket, flight] : active_->in_flight) {
+      const double per_row = active_->parts[flight.stage].seconds_per_row;
+      const double predicted = ahead[flight.stage] += per_row * flight.batch->n_rows();
+      const auto patience = per_row > 0 ? options_.ticket_patience : options_.first_ticket_patience;
+      const double most =
+          predicted + std::max(std::chrono::duration<double>(patience).count(), kOverdueFactor * predicted);
+      if (std::chrono::duration<double>(now - flight.since).count() > most) stuck = flight.stage;
+      if (stuck) break;
+    }
+  }
+  if (!stuck) return std::nullopt;
+  ActivePlan::Part& part = active_->parts[*stuck];
+  std::string reason = fmt::format("{} has not answered a batch for far longer than it ever took", part.device);
+  avoid(part.device);
+  if (part.member.backend) membership_->drop(part.member, reason);
+  return reason;
+}
+
+// A failed device is not chosen for a while when there are others.
+void ClusterPipeline::avoid(const std::string& device) {
+  auto& avoided = avoided_[device];
+  avoided.wait = std::clamp<std::chrono::milliseconds>(avoided.wait * 2, kFirstAvoidance, kLongestAvoidance);
+  avoided.until = Clock::now() + avoided.wait;
+}
+
+// Ends the plan in use: requests wait for the next.
+void ClusterPipeline::retire(const std::string& reason) {
+  spdlog::warn("the plan is lost: {}; requests wait for the next", reason);
+  lost_since_ = Clock::now();
   std::unique_ptr<ActivePlan> retired;
   {
     const std::scoped_lock lock(plan_mutex_, events_mutex_);
     retired = std::move(active_);
-    if (retired) retired->retired = true;
+    retired->retired = true;
     events_.emplace_back(engine::PlanLost{reason});
     events_changed_.notify_one();
   }
   retired.reset();
-  drop_lost_connections();
-  const auto give_up_waiting = Clock::now() + options_.return_wait;
-  auto next_log = Clock::now();
-  while (!stopping()) {
+  next_attempt_ = next_log_ = Clock::now();
+}
+
+void ClusterPipeline::begin_loading(Candidate candidate) {
+  loading_ = std::make_unique<Loading>();
+  loading_->candidate = std::move(candidate);
+  loading_->thread = std::thread([this, loading = loading_.get()] {
     try {
-      connect_missing(Clock::now(), Refusal::waits);
-      if (stopping()) return;
-      const auto absent = missing();
-      if (absent.empty() || Clock::now() >= give_up_waiting) {
-        push(engine::PlanReady{make_plan()});
-        if (!absent.empty()) spdlog::warn("serving without {}", fmt::join(absent, ", "));
-        return;
-      }
-      if (Clock::now() >= next_log) {
-        spdlog::warn("waiting for {} to return", fmt::join(absent, ", "));
-        next_log = Clock::now() + kStillWaitingInterval;
-      }
-    } catch (const Error& error) {
-      if (Clock::now() >= next_log) {
-        spdlog::error("no plan yet: {}", error.what());
-        next_log = Clock::now() + kStillWaitingInterval;
-      }
+      load_plan(*loading);
+    } catch (...) {
+      loading->error = std::current_exception();
     }
-    std::unique_lock lock(watch_->mutex);
-    watch_->changed.wait_for(lock, options_.retry_interval, [this] { return stopping(); });
+    loading->done = true;
+    watch_->signal();
+  });
+}
+
+void ClusterPipeline::finish_loading() {
+  const std::unique_ptr<Loading> loading = std::move(loading_);
+  loading->thread.join();
+  const std::string broken = loading->candidate.why_broken();
+  if (loading->plan && broken.empty()) {
+    for (const auto& part : loading->plan->parts) avoided_.erase(part.device);
+    n_refused_ = 0;
+    activate(std::move(loading->plan));
+    return;
+  }
+  next_attempt_ = Clock::now();
+  if (!broken.empty()) {
+    spdlog::warn("{} while the next plan was loaded: planning again", broken);
+    considered_ = 0;
+    return;
+  }
+  loading_failed(*loading);
+}
+
+void ClusterPipeline::loading_failed(Loading& loading) {
+  try {
+    std::rethrow_exception(loading.error);
+  } catch (const ResourceError& error) {
+    if (active_) {
+      spdlog::info("no room to load the next plan beside the one in use: {}", error.what());
+      return retire("the model is being placed anew");
+    }
+    spdlog::warn("{}; planning again with what is free now", error.what());
+    if (++n_refused_ > kRefusalsAtOnce) next_attempt_ += random_part(options_.retry_interval);
+  } catch (const std::exception& error) {
+    spdlog::error("{}: {}; planning without it where that can be", loading.device, error.what());
+    avoid(loading.device);
+    considered_ = 0;
+    next_attempt_ += options_.retry_interval;
+  }
+}
+
+// Without a plan: on what is there.
+void ClusterPipeline::plan_again() {
+  considered_ = membership_->generation();
+  try {
+    begin_loading(choose());
+  } catch (const Error& error) {
+    next_attempt_ = Clock::now() + options_.retry_interval;
+    if (Clock::now() < next_log_) return;
+    spdlog::warn("no plan yet: {}", error.what());
+    if (const auto absent = membership_->missing(); !absent.empty())
+      spdlog::warn("waiting for {} to return:{}", fmt::join(absent, ", "), membership_->reasons());
+    next_log_ = Clock::now() + kStillWaitingInterval;
+  }
+}
+
+// With a plan: whether another one would use somebody who has come, or do without somebody who leaves.
+void ClusterPipeline::plan_better() {
+  const uint64_t generation = membership_->generation();
+  bool wanted = std::exchange(considered_, generation) != generation;
+  for (auto& [device, avoided] : avoided_) {
+    const bool over = avoided.until <= Clock::now();
+    wanted = wanted || (over && !avoided.was_over);
+    avoided.was_over = over;
+  }
+  if (!wanted) return;
+  const auto uses = [this](const Membership::Member& member) {
+    return std::any_of(active_->parts.begin(), active_->parts.end(),
+                       [&](const auto& part) { return part.member.connection == member.connection; });
+  };
+  std::string comes, leaves;
+  for (const Membership::Member& member : membership_->members()) {
+    if (uses(member) && member.leaving()) leaves = member.name;
+    if (!uses(member) && !is_avoided(member, Choice::reliable)) comes = member.name;
+  }
+  if (comes.empty() && leaves.empty()) return;
+  try {
+    Candidate candidate = leaves.empty() ? choose(Choice::reliable) : choose();
+    const bool same = std::equal(
+        candidate.placement.stages.begin(), candidate.placement.stages.end(), active_->parts.begin(),
+        active_->parts.end(), [&](const plan::PlacedStage& placed, const ActivePlan::Part& part) {
+          return candidate.members[placed.device].connection == part.member.connection && placed.slice == part.slice;
+        });
+    if (same) return;
+    spdlog::info("{}: the model is placed anew", leaves.empty() ? comes + " has come" : leaves + " is about to leave");
+    uint64_t local_bytes = 0;  // of both plans
+    for (const ActivePlan::Part& part : active_->parts) local_bytes += part.member.backend ? 0 : part.held_bytes;
+    for (const plan::PlacedStage& placed : candidate.placement.stages)
+      local_bytes += candidate.members[placed.device].backend ? 0 : placed.need.total();
+    if (local_bytes > options_.local_memory) return retire("the model is being placed anew");
+    begin_loading(std::move(candidate));
+  } catch (const Error& error) {
+    spdlog::warn("the plan stays as it is: {}", error.what());
   }
 }
 

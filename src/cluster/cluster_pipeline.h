@@ -1,5 +1,5 @@
-// The pipeline over stages, here and on backends: connects, places layers, loads, relays activations from stage to
-// stage, notices losses and plans again. Implements engine::Pipeline.
+// The pipeline over stages, here and on backends: places layers, loads, relays activations from stage to stage, and
+// plans again when backends come and go. Implements engine::Pipeline.
 #pragma once
 
 #include <atomic>
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cluster/backend.h"
+#include "cluster/membership.h"
 #include "device/device.h"
 #include "engine/pipeline.h"
 #include "gguf/reader.h"
@@ -27,8 +28,11 @@ namespace caravan::cluster {
 struct ClusterOptions {
   std::vector<std::string> backends;              // host:port, in the order of layers; empty: everything local
   std::chrono::seconds rpc_wait{60};              // for backends at the start
-  std::chrono::seconds return_wait{10};           // for a lost backend, before a plan is tried without it
-  std::chrono::milliseconds retry_interval{500};  // between attempts to connect
+  std::chrono::milliseconds retry_interval{500};  // between attempts to connect, and to plan
+  // A ticket fails its stage when it takes longer than predicted by this, or by ten times the prediction if that is
+  // more.
+  std::chrono::milliseconds ticket_patience{30000};
+  std::chrono::milliseconds first_ticket_patience{300000};  // for stages that have not computed anything yet
   // Types, sizes and slots of the cache; n_blocks is chosen by placement.
   stage::CacheConfig cache;
   uint32_t n_ctx = 0;  // 0: the largest that fits
@@ -48,7 +52,9 @@ class ClusterPipeline : public engine::Pipeline {
                   ClusterOptions options);
   ~ClusterPipeline() override;
 
-  // Connects, places, loads and opens the first plan; blocks. Afterwards a thread of its own watches the backends.
+  // Connects, places, loads and opens the first plan; blocks. Afterwards a thread of its own watches the backends: a
+  // lost one ends the plan at once, and what is left or returns gets the next; one that comes gets its part of a new
+  // plan, which is loaded beside the one in use where memory allows.
   // Throws ResourceError with need and have, Error naming the missing backends, or what loading threw.
   void start();
 
@@ -63,34 +69,53 @@ class ClusterPipeline : public engine::Pipeline {
  private:
   class Hop;
   struct ActivePlan;
-  struct Seat;
-  // A connection that ended: which one of which seat, and why.
-  struct Loss {
-    size_t seat;
-    uint64_t connection;
-    std::string reason;
-  };
+  struct Candidate;
+  struct Loading;
   // What the watching thread waits for.
   struct Watch {
+    // A plan can no longer be used although its connections stand.
+    struct Failure {
+      uint64_t epoch;
+      std::string reason;
+    };
     std::mutex mutex;
     std::condition_variable changed;
-    std::deque<Loss> lost;  // under mutex
-    void report(Loss loss);
+    bool signalled = false;        // under mutex
+    std::deque<Failure> failures;  // under mutex
+    void signal();
+    void report(Failure failure);
   };
+  // Whom a plan may use: everybody but those that leave; or also not who computes in another numeric class, or failed
+  // lately.
+  enum class Choice { reliable, any_class, anybody };
 
-  enum class Refusal { fails, waits };  // what a backend that refuses us for good does to the others
-  void connect_missing(std::chrono::steady_clock::time_point deadline, Refusal refusal);
-  bool connect(size_t index, Refusal refusal);
-  std::vector<std::string> missing() const;
-  engine::PlanSummary make_plan();
-  void load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
-                  const std::string& name);
-  weights::Manifest manifest_of(const stage::Slice& slice, bool hashed);
+  // The first plan.
+  void wait_for_backends(std::chrono::steady_clock::time_point deadline);
+  void make_first_plan(std::chrono::steady_clock::time_point deadline);
+
   plan::PlacementRequest placement_request() const;
+  Candidate choose(Choice choice) const;
+  Candidate choose() const;
+  bool is_avoided(const Membership::Member& member, Choice choice) const;
+  void load_plan(Loading& loading);
+  void load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
+                  const std::string& name, const std::atomic<bool>& cancelled);
+  weights::Manifest manifest_of(const stage::Slice& slice, bool hashed);
+  engine::PlanSummary summarize(const ActivePlan& plan, const Candidate& candidate) const;
+  void activate(std::unique_ptr<ActivePlan> next);
+
+  // The watching thread.
   void watch();
-  void recover(const std::string& reason);
-  void drop_lost_connections();
-  void push(engine::PipelineEvent event);
+  void retire_broken_plan();
+  void retire(const std::string& reason);
+  std::optional<std::string> overdue();
+  void begin_loading(Candidate candidate);
+  void finish_loading();
+  void loading_failed(Loading& loading);
+  void avoid(const std::string& device);
+  void plan_again();
+  void plan_better();
+
   void push_from(const ActivePlan& plan, engine::PipelineEvent event);
   void stage_delivered(ActivePlan& plan, size_t stage, stage::StageOutput output) noexcept;
   bool stopping() const { return stopping_.load(); }
@@ -104,13 +129,26 @@ class ClusterPipeline : public engine::Pipeline {
   const models::Hyperparameters hp_;
   const uint64_t session_;  // random, names this server's use of the stages
 
-  // Used by start() and then by the watching thread only.
-  std::vector<Seat> seats_;      // one per backend
+  // Used by start(), and then by the thread that loads a plan.
   weights::ModelHashes hashes_;  // of the model's tensors, computed when a backend first needs them
   uint64_t epoch_ = 0;
 
+  // Used by start() and then by the watching thread only.
+  struct Avoided {
+    std::chrono::steady_clock::time_point until;
+    std::chrono::milliseconds wait;
+    bool was_over = false;
+  };
+  std::map<std::string, Avoided> avoided_;  // devices that failed lately, by name
+  std::string numeric_class_;               // of all stages of the last plan; empty: they differ, or there is none
+  std::unique_ptr<Loading> loading_;
+  uint64_t considered_ = 0;  // the membership's generation that the plan in use was compared with
+  uint32_t n_refused_ = 0;   // reservations, one after the other
+  std::optional<std::chrono::steady_clock::time_point> lost_since_;
+  std::chrono::steady_clock::time_point next_attempt_, next_log_;
+
   std::mutex plan_mutex_;
-  std::unique_ptr<ActivePlan> active_;  // under plan_mutex_
+  std::unique_ptr<ActivePlan> active_;  // changed by the watching thread, under plan_mutex_
   std::atomic<uint64_t> next_ticket_{1};
   uint64_t polled_epoch_ = 0;  // of the plan that poll() told of last; only the polling thread uses it
   std::atomic<uint64_t> n_stale_{0};
@@ -121,6 +159,7 @@ class ClusterPipeline : public engine::Pipeline {
   bool woken_ = false;                        // under events_mutex_
 
   const std::shared_ptr<Watch> watch_ = std::make_shared<Watch>();  // shared with callbacks that may come late
+  std::unique_ptr<Membership> membership_;                          // null: there are no backends
   std::atomic<bool> stopping_{false};
   std::thread watcher_;
 };

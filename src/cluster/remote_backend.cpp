@@ -1,5 +1,7 @@
 #include "cluster/remote_backend.h"
 
+#include <algorithm>
+
 #include "net/endpoint.h"
 #include "net/tls.h"
 #include "remote/backend_link.h"
@@ -9,7 +11,7 @@ namespace caravan::cluster {
 namespace {
 
 constexpr uint16_t kDefaultPort = 50052;
-constexpr auto kMemoryTimeout = std::chrono::seconds(2);
+constexpr auto kMemoryTimeout = std::chrono::seconds(20);  // a step in progress ends before its stage is freed
 // A backend's first device holds our layers.
 constexpr size_t kDevice = 0;
 
@@ -20,6 +22,7 @@ class RemoteBackend : public Backend {
   ~RemoteBackend() override { link_->close(); }
 
   const std::string& name() const override { return name_; }
+  std::string id() const override { return link_->info().id; }
   uint64_t memory_free() const override { return link_->refresh_memory_free(kMemoryTimeout).at(kDevice); }
   std::string numeric_class() const override { return link_->info().devices.at(kDevice).numeric_class; }
   std::unique_ptr<stage::Stage> make_stage() override { return std::make_unique<remote::RemoteStage>(link_, kDevice); }
@@ -34,14 +37,16 @@ class RemoteConnector : public BackendConnector {
   RemoteConnector(net::IoThreads& io, RemoteOptions options) : io_(io), options_(std::move(options)) {}
 
   std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds timeout,
-                                   std::function<void(std::string reason)> on_lost) override {
+                                   BackendEvents events) override {
     remote::LinkOptions link_options;
     link_options.token = options_.token;
     link_options.connect_timeout = timeout;
     link_options.heartbeat_timeout = options_.heartbeat_timeout;
+    link_options.heartbeat_interval =
+        std::min<std::chrono::milliseconds>(link_options.heartbeat_interval, options_.heartbeat_timeout / 5);
     auto link = remote::BackendLink::connect(io_, net::parse_endpoint(name, kDefaultPort), link_options);
     if (link->info().devices.empty()) throw Error("backend " + name + " offers no device");
-    link->on_lost([on_lost = std::move(on_lost)](const std::string& reason) { on_lost(reason); });
+    link->on_lost([lost = std::move(events.lost)](const std::string& reason) { lost(reason); });
     return std::make_unique<RemoteBackend>(name, std::move(link));
   }
 

@@ -111,9 +111,10 @@ class Engine::Impl {
   void finish(Sequence& sequence, StopType stop_type, std::string stopping_word, bool truncated);
   void fail(uint64_t id, RequestError::Kind kind, const std::string& message);
   void fail_all(RequestError::Kind kind, const std::string& message);
+  void fail_those_that_waited();
   void end(uint64_t id);
   void note_slot(const Sequence& sequence);
-  void clear_slots(uint32_t n_slots);
+  void resize_slots(uint32_t n_slots);
   Timings timings(const Sequence& sequence) const;
   void send(Sequence& sequence, Event event);
 
@@ -128,6 +129,7 @@ class Engine::Impl {
   std::vector<std::unique_ptr<Sequence>> inbox_;
   std::vector<std::vector<int32_t>> erasures_;  // tokens to forget before the inbox is taken
   EngineStatus status_;
+  std::optional<PlanSummary> known_plan_;  // the current or the last one: what new requests are checked against
   std::vector<SlotStatus> slots_;
   std::vector<std::vector<int32_t>> slot_tokens_;  // what the last request in each slot left
   uint64_t next_id_ = 1;
@@ -154,12 +156,11 @@ const PlanSummary& Engine::Impl::usable_plan() const {
   using Kind = RequestError::Kind;
   if (stopping_) throw RequestError("the server is shutting down", Kind::unavailable);
   if (status_.state == EngineStatus::State::loading) throw RequestError("Loading model", Kind::unavailable);
-  if (!status_.plan) throw RequestError(fmt::format("no usable plan: {}", status_.reason), Kind::unavailable);
   if (n_active_ >= status_.slots_total + options_.max_queue) {
     throw RequestError(fmt::format("the queue is full: {} requests are accepted already", n_active_),
                        Kind::unavailable);
   }
-  return *status_.plan;
+  return *known_plan_;
 }
 
 std::shared_ptr<TokenStream> Engine::Impl::accept(std::unique_ptr<Sequence> sequence, uint32_t seed) {
@@ -248,6 +249,8 @@ std::vector<SlotStatus> Engine::Impl::slots() const {
 }
 
 void Engine::Impl::check_idle(uint32_t slot) const {
+  if (status_.state == EngineStatus::State::no_plan)
+    throw RequestError(fmt::format("no usable plan: {}", status_.reason), RequestError::Kind::unavailable);
   if (slot >= slots_.size()) {
     throw RequestError(fmt::format("there is no slot {}: expected one below {}", slot, slots_.size()));
   }
@@ -298,6 +301,7 @@ void Engine::Impl::shutdown(std::chrono::milliseconds grace) {
 void Engine::Impl::run() {
   while (take_inbox()) {
     drop_cancelled();
+    fail_those_that_waited();
     submit_batches();
     publish();
     flush_outbox();
@@ -325,13 +329,11 @@ bool Engine::Impl::take_inbox() {
     const uint64_t id = sequence->id;
     const uint32_t n_prompt = sequence->n_prompt;
     const bool embeds = sequence->embedding.has_value();
+    if (!plan_) sequence->waits_since = Clock::now();
+    if (plan_) sequence->n_ctx = effective_context(*plan_);
     scheduler_.add(std::move(sequence));
-    // The plan may have changed since submit() checked.
-    if (!plan_) {
-      fail(id, RequestError::Kind::unavailable, lost_reason_);
-      continue;
-    }
-    try {
+    if (!plan_) continue;
+    try {  // the plan may have changed since submit() checked
       check_fits(*plan_, n_prompt, embeds);
     } catch (const RequestError& error) {
       fail(id, error.kind(), error.what());
@@ -455,18 +457,26 @@ void Engine::Impl::batch_failed(const ScheduledBatch& scheduled, const std::stri
 void Engine::Impl::on(const PlanReady& ready) {
   CARAVAN_ASSERT(ready.plan.block_tokens > 0 && ready.plan.max_rows > 0 && ready.plan.max_slots > 0,
                  "a usable plan has room for a row");
+  if (!scheduler_.sequences().empty())
+    spdlog::info("{} requests go on under the new plan, their KV is computed again", scheduler_.sequences().size());
   plan_ = ready.plan;
   in_flight_.clear();
   scheduler_.set_plan(*plan_);
-  clear_slots(scheduler_.n_slots());
-  std::vector<std::pair<uint64_t, ContextExceededError>> too_long;
-  const uint32_t n_ctx = effective_context(*plan_);
+  resize_slots(scheduler_.n_slots());
+  std::vector<std::pair<uint64_t, RequestError>> too_long;
   for (const auto& [id, sequence] : scheduler_.sequences()) {
-    const bool fits = sequence->embedding ? sequence->n_tokens() <= n_ctx : sequence->n_tokens() < n_ctx;
-    if (!fits) too_long.emplace_back(id, ContextExceededError(sequence->n_tokens(), n_ctx));
+    sequence->waits_since.reset();
+    if (sequence->n_ctx == 0) sequence->n_ctx = effective_context(*plan_);
+    try {
+      check_fits(*plan_, sequence->n_tokens(), sequence->embedding.has_value());
+    } catch (const RequestError& error) {
+      too_long.emplace_back(
+          id, RequestError(fmt::format("{}: the model was placed anew, with less room", error.what()), error.kind()));
+    }
   }
   for (const auto& [id, error] : too_long) fail(id, error.kind(), error.what());
   std::lock_guard lock(mutex_);
+  known_plan_ = plan_;
   status_.state = EngineStatus::State::ready;
   status_.reason.clear();
   status_.plan = plan_;
@@ -478,8 +488,12 @@ void Engine::Impl::on(const PlanLost& lost) {
   plan_.reset();
   lost_reason_ = lost.reason;
   in_flight_.clear();
-  fail_all(RequestError::Kind::unavailable, lost.reason);
-  clear_slots(0);
+  scheduler_.lose_plan();
+  ++counters_.plans_lost;
+  const Clock::time_point now = Clock::now();
+  for (const auto& [id, sequence] : scheduler_.sequences()) {
+    if (!sequence->waits_since) sequence->waits_since = now;
+  }
   std::lock_guard lock(mutex_);
   status_.state = EngineStatus::State::no_plan;
   status_.reason = lost.reason;
@@ -507,6 +521,8 @@ void Engine::Impl::report_progress(Sequence& sequence, const BatchPart& part) {
   event.n_prompt_tokens = sequence.n_prompt;
   event.n_cached = timings(sequence).cache_n;
   event.n_computed = std::min(sequence.n_prompt, part.first_position + part.n_rows);
+  // What is computed again was reported before.
+  if (event.n_computed <= std::exchange(sequence.n_reported, std::max(sequence.n_reported, event.n_computed))) return;
   event.elapsed_ms = milliseconds(sequence.first_scheduled, Clock::now());
   send(sequence, event);
 }
@@ -586,12 +602,20 @@ void Engine::Impl::take_token(Sequence& sequence, const stage::RowOutput& row) {
     return;
   }
   const uint32_t n_predicted = sequence.n_predicted();
-  const bool context_full = sequence.n_tokens() >= effective_context(*plan_);
+  const uint32_t n_ctx = std::min(sequence.n_ctx, effective_context(*plan_));
+  const bool context_full = sequence.n_tokens() >= n_ctx;
   const bool late =
       line_ended && generation.max_predict_ms > 0 &&
       milliseconds(sequence.first_token, sequence.last_token) > static_cast<double>(generation.max_predict_ms);
   const bool enough = late || result.indent_ended ||
                       (generation.n_predict >= 0 && n_predicted >= static_cast<uint32_t>(generation.n_predict));
+  if (!enough && context_full && n_ctx < sequence.n_ctx) {
+    fail(sequence.id, RequestError::Kind::unavailable,
+         fmt::format("the request needs more than the {} tokens of context that are left since the model was placed "
+                     "anew; it began with {}",
+                     n_ctx, sequence.n_ctx));
+    return;
+  }
   if (!enough && context_full && options_.context_shift && shift_context(sequence)) return;
   if (enough || context_full) finish(sequence, StopType::limit, {}, !enough);
 }
@@ -649,6 +673,20 @@ void Engine::Impl::fail_all(RequestError::Kind kind, const std::string& message)
   while (!scheduler_.sequences().empty()) fail(scheduler_.sequences().begin()->first, kind, message);
 }
 
+// Ends what has found no plan for too long.
+void Engine::Impl::fail_those_that_waited() {
+  if (plan_) return;
+  const Clock::time_point now = Clock::now();
+  std::vector<uint64_t> ids;
+  for (const auto& [id, sequence] : scheduler_.sequences()) {
+    if (sequence->waits_since && now - *sequence->waits_since >= options_.recovery_timeout) ids.push_back(id);
+  }
+  const auto seconds = std::chrono::duration<double>(options_.recovery_timeout).count();
+  for (const uint64_t id : ids)
+    fail(id, RequestError::Kind::unavailable,
+         fmt::format("no usable plan came within {:g} s (--recovery-timeout): {}", seconds, lost_reason_));
+}
+
 void Engine::Impl::end(uint64_t id) {
   const Sequence& ending = *scheduler_.sequences().at(id);
   note_slot(ending);
@@ -681,13 +719,15 @@ void Engine::Impl::note_slot(const Sequence& sequence) {
   state.task = std::move(task);
 }
 
-void Engine::Impl::clear_slots(uint32_t n_slots) {
-  slot_states_.assign(n_slots, {});
-  for (uint32_t i = 0; i < n_slots; ++i) slot_states_[i].id = i;
-  left_tokens_.clear();
+// Slots and the tokens that requests left there stay through a change of the plan, though their KV does not.
+void Engine::Impl::resize_slots(uint32_t n_slots) {
+  const auto n_before = static_cast<uint32_t>(slot_states_.size());
+  slot_states_.resize(n_slots);
+  for (uint32_t i = n_before; i < n_slots; ++i) slot_states_[i].id = i;
+  std::erase_if(left_tokens_, [n_slots](const auto& left) { return left.first >= n_slots; });
   std::lock_guard lock(mutex_);
   slots_ = slot_states_;
-  slot_tokens_.assign(n_slots, {});
+  slot_tokens_.resize(n_slots);
 }
 
 // Queues an event for the consumer.

@@ -24,6 +24,8 @@ struct EngineOptions {
   uint32_t max_in_flight = 0;         // batches in the pipeline at the same time; 0: one per stage
   uint32_t max_stream_events = 8192;  // unread events after which a consumer counts as too slow
   uint64_t max_stream_bytes = uint64_t{8} << 20;
+  // A request that finds no plan for so long after one was lost ends with an error.
+  std::chrono::milliseconds recovery_timeout{60000};
   bool context_shift = false;  // a full context loses its older tokens instead of ending the answer
 };
 
@@ -39,8 +41,9 @@ struct EngineCounters {
   double prompt_seconds = 0;          // time sequences spent from their first prefill to their first token
   uint64_t predicted_tokens = 0;
   double predicted_seconds = 0;    // time sequences spent from their first to their last token
-  uint64_t recomputed_tokens = 0;  // prefilled again after a preemption
+  uint64_t recomputed_tokens = 0;  // prefilled again after a preemption or a change of the plan
   uint64_t preemptions = 0;
+  uint64_t plans_lost = 0;
   uint64_t batches = 0;
   uint64_t rows = 0;             // in all batches
   uint64_t busy_slot_steps = 0;  // sequences in each batch, summed
@@ -51,7 +54,7 @@ struct EngineStatus {
   enum class State : uint8_t {
     loading,  // no plan yet
     ready,
-    no_plan,   // the plan was lost; reason says why
+    no_plan,   // the plan was lost, reason says why; requests wait for the next
     stopping,  // shutdown() was called
   };
   State state = State::loading;
@@ -93,7 +96,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Queues a request and returns the stream of its answer: TokenEvents, then a FinalEvent; or an ErrorEvent at any
-  // point. Throws RequestError: invalid (a bad parameter, named), unavailable (loading, no plan, queue full, stopping),
+  // point. While a lost plan is replaced, requests wait: the tokens of a running one come as if nothing had happened.
+  // Throws RequestError: invalid (a bad parameter, named), unavailable (loading, queue full, stopping),
   // not_supported (the model is an encoder); ContextExceededError when the prompt leaves no room in the context.
   std::shared_ptr<TokenStream> submit(GenerateParams params);
 
@@ -104,11 +108,11 @@ class Engine {
   // A snapshot; cheap.
   EngineStatus status() const;
 
-  // All slots of the current plan; empty without one.
+  // All slots of the current plan, or of the lost one; empty before the first.
   std::vector<SlotStatus> slots() const;
 
-  // The tokens whose KV the last request left in a slot: prompt and answer, as far as they were computed. Throws
-  // RequestError: invalid (no such slot), unavailable (a request is running there).
+  // The tokens that the last request left in a slot: prompt and answer, as far as they were computed. Throws
+  // RequestError: invalid (no such slot), unavailable (a request is running there, or there is no plan).
   std::vector<int32_t> slot_tokens(uint32_t slot) const;
 
   // Forgets slot_tokens(slot), also in the prefix cache as far as no longer text shares them. Returns how many there

@@ -57,6 +57,11 @@ void Scheduler::set_plan(const PlanSummary& plan) {
   }
 }
 
+void Scheduler::lose_plan() {
+  const PlanSummary lost = plan_;
+  set_plan(lost);
+}
+
 void Scheduler::add(std::unique_ptr<Sequence> sequence) {
   const uint64_t id = sequence->id;
   sequences_.emplace(id, std::move(sequence));

@@ -46,6 +46,10 @@ class Scheduler {
   // token.
   void set_plan(const PlanSummary& plan);
 
+  // As set_plan() with the same plan: nothing that was computed is left. No batch is asked for before the next
+  // set_plan().
+  void lose_plan();
+
   // Adds a sequence that waits for a place. Its tokens are fewer than effective_context(plan).
   void add(std::unique_ptr<Sequence> sequence);
 

@@ -71,6 +71,10 @@ struct Sequence {
   using Clock = std::chrono::steady_clock;
   std::optional<Clock::time_point> first_scheduled, first_token, last_token;
 
+  std::optional<Clock::time_point> waits_since;  // set while there is no plan
+  uint32_t n_ctx = 0;                            // the context it may fill: that of the plan it began with; 0: none yet
+  uint32_t n_reported = 0;                       // tokens of the prompt in the last ProgressEvent
+
   uint32_t n_tokens() const { return static_cast<uint32_t>(tokens.size()); }
   uint32_t n_remaining() const { return n_tokens() - n_scheduled; }
   bool holds_blocks() const {

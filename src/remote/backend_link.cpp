@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -92,8 +93,10 @@ class BackendLink::State : public std::enable_shared_from_this<State> {
   std::condition_variable acknowledged;
   std::map<uint32_t, std::shared_ptr<Listener>> listeners;  // under mutex
   uint32_t next_stage = 1;                                  // under mutex
+  uint64_t longest_output = 0;                              // under mutex; of stages that are gone
   std::vector<uint64_t> memory_free;                        // under mutex
   uint64_t last_ack = 0, last_ping = 0;                     // under mutex; heartbeat sequences
+  std::set<uint32_t> unloading;                             // under mutex; stages that the backend is to free
   std::function<void(const std::string&)> lost_callback;    // under mutex
   std::string lost_reason;                                  // under mutex; not empty: it is lost
   bool closed_here = false;                                 // under mutex
@@ -133,8 +136,8 @@ net::FrameLimits BackendLink::State::limits(uint16_t type) const {
   if (!greeted && !is_answer) throw ProtocolError(fmt::format("{} before HelloAck", message->name));
   if (greeted && message->type == MessageType::hello_ack) throw ProtocolError("a second HelloAck");
   if (message->type != MessageType::output) return {message->max_header_bytes, message->max_payload_bytes};
-  uint64_t longest = 0;
   const std::lock_guard lock(mutex);
+  uint64_t longest = longest_output;  // one of theirs may be under way still
   for (const auto& [id, listener] : listeners) longest = std::max(longest, listener->max_output_bytes());
   return {message->max_header_bytes, longest};
 }
@@ -205,6 +208,13 @@ void BackendLink::State::handle_for_stage(net::Frame frame) {
   const uint32_t stage = stage_of(frame);
   if (frame.type == static_cast<uint16_t>(MessageType::error) && stage == 0)
     throw ProtocolError(parse_header<pb::Error>(frame).text());
+  if (frame.type == static_cast<uint16_t>(MessageType::unloaded)) {
+    {
+      const std::lock_guard lock(mutex);
+      unloading.erase(stage);
+    }
+    return acknowledged.notify_all();
+  }
   // Frames for a stage that has gone were under way when it went.
   if (const std::shared_ptr<Listener> listener = find(stage)) listener->on_frame(std::move(frame));
 }
@@ -327,12 +337,15 @@ std::vector<uint64_t> BackendLink::memory_free() const {
 
 std::vector<uint64_t> BackendLink::refresh_memory_free(std::chrono::milliseconds timeout) {
   State& state = *state_;
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
   std::unique_lock lock(state.mutex);
+  state.acknowledged.wait_until(lock, deadline, [&] { return state.unloading.empty() || !state.lost_reason.empty(); });
   const uint64_t sequence = ++state.last_ping;
   pb::Heartbeat ping;
   ping.set_sequence(sequence);
   state.channel->send(MessageType::heartbeat, ping, {}, Channel::Priority::urgent);
-  state.acknowledged.wait_for(lock, timeout, [&] { return state.last_ack >= sequence || !state.lost_reason.empty(); });
+  state.acknowledged.wait_until(lock, deadline,
+                                [&] { return state.last_ack >= sequence || !state.lost_reason.empty(); });
   return state.memory_free;
 }
 
@@ -380,7 +393,20 @@ uint32_t BackendLink::attach(const std::shared_ptr<Listener>& listener) {
 
 void BackendLink::detach(uint32_t stage) {
   const std::lock_guard lock(state_->mutex);
-  state_->listeners.erase(stage);
+  const auto found = state_->listeners.find(stage);
+  if (found == state_->listeners.end()) return;
+  state_->longest_output = std::max(state_->longest_output, found->second->max_output_bytes());
+  state_->listeners.erase(found);
+}
+
+void BackendLink::unload(uint32_t stage) {
+  {
+    const std::lock_guard lock(state_->mutex);
+    if (state_->lost_reason.empty()) state_->unloading.insert(stage);
+  }
+  pb::Unload message;
+  message.set_stage(stage);
+  state_->channel->send(MessageType::unload, message);
 }
 
 Channel& BackendLink::channel() { return *state_->channel; }

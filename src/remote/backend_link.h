@@ -64,7 +64,8 @@ class BackendLink {
   const BackendInfo& info() const;
   // Free bytes per device, as of the last heartbeat.
   std::vector<uint64_t> memory_free() const;
-  // Asks the backend and waits; falls back to the last heartbeat's when it does not answer within timeout.
+  // Asks the backend and waits, first until it has unloaded what it was told to; falls back to the last heartbeat's
+  // when it does not answer within timeout.
   std::vector<uint64_t> refresh_memory_free(std::chrono::milliseconds timeout);
 
   bool alive() const;
@@ -90,6 +91,8 @@ class BackendLink {
   uint32_t attach(const std::shared_ptr<Listener>& listener);
   // Frames of that stage are dropped from now on.
   void detach(uint32_t stage);
+  // Tells the backend to free a stage; does not wait.
+  void unload(uint32_t stage);
 
   Channel& channel();
 

@@ -133,7 +133,8 @@ void RemoteStage::State::on_frame(net::Frame frame) {
     const std::lock_guard lock(mutex);
     failed.swap(pending);
   }
-  for (const auto& [fence, batch] : failed) hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = text});
+  for (const auto& [fence, batch] : failed)
+    hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = text, .stage_lost = true});
 }
 
 void RemoteStage::State::on_lost(const std::string& reason) {
@@ -144,7 +145,8 @@ void RemoteStage::State::on_lost(const std::string& reason) {
     failed.swap(pending);
   }
   changed.notify_all();
-  for (const auto& [fence, batch] : failed) hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = reason});
+  for (const auto& [fence, batch] : failed)
+    hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = reason, .stage_lost = true});
 }
 
 uint64_t RemoteStage::State::max_output_bytes() const {
@@ -210,10 +212,8 @@ RemoteStage::~RemoteStage() {
     const std::lock_guard lock(state_->sink_mutex);
     state_->sink = nullptr;
   }
-  pb::Unload message;
-  message.set_stage(stage_);
-  link_->channel().send(MessageType::unload, message);
   link_->detach(stage_);
+  link_->unload(stage_);
 }
 
 namespace {
@@ -335,7 +335,7 @@ void RemoteStage::enqueue(const stage::Fence& fence, std::shared_ptr<const stage
   if (!failure.empty()) {
     // Not on this thread: a sink may call enqueue().
     net::asio::post(link_->channel().executor(), [state = state_, fence, failure] {
-      state->hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = failure});
+      state->hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = failure, .stage_lost = true});
     });
     return;
   }

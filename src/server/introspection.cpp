@@ -129,6 +129,10 @@ http::Response metrics(const Api& api) {
       metric("counter", "requests_failed_total", "Requests that ended with an error.", number(c.failed)) +
       metric("counter", "requests_cancelled_total", "Requests whose client left.", number(c.cancelled)) +
       metric("counter", "preemptions_total", "Sequences put back for lack of KV blocks.", number(c.preemptions)) +
+      metric("counter", "plans_lost_total", "Times that a lost backend left requests waiting for a new plan.",
+             number(c.plans_lost)) +
+      metric("counter", "tokens_recomputed_total", "Tokens computed again after preemptions and losses.",
+             number(c.recomputed_tokens)) +
       metric("gauge", "prompt_tokens_seconds", "Prompt tokens per second.",
              rate(number(c.prompt_tokens), c.prompt_seconds)) +
       metric("gauge", "predicted_tokens_seconds", "Generated tokens per second.",

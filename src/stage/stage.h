@@ -58,6 +58,7 @@ struct StageOutput {
   std::vector<float> hidden;       // n_rows x n_embd, from a stage that is not the last
   std::vector<RowOutput> outputs;  // from the last stage, in the order of Batch::outputs
   std::string error;               // not empty: the ticket failed here
+  bool stage_lost = false;         // with error: and so has the stage, nothing more can be computed there
   double compute_seconds = 0;      // spent computing at this stage
 };
 

@@ -22,8 +22,8 @@ namespace caravan::cluster::test {
 // One connection: alive until the test cuts it.
 struct FakeConnection {
   std::mutex mutex;
-  bool cut = false;                          // under mutex
-  std::function<void(std::string)> on_lost;  // called outside mutex, perhaps late
+  bool cut = false;      // under mutex
+  BackendEvents events;  // lost is called outside mutex, perhaps late
 };
 
 // How the stages of all machines behave; set by the test, read by every stage.
@@ -34,6 +34,7 @@ struct StageBehaviour {
   size_t n_held = 0;                                      // outputs that wait now
   std::function<void(const std::string& machine)> loads;  // called at the beginning of every load()
   size_t n_opened = 0;
+  std::string refuses;  // the machine on which the next load finds no memory
 };
 
 // A LocalStage behind a connection: once that is cut, nothing gets in and loading fails. Outputs that are held back
@@ -56,10 +57,14 @@ class FakeStage : public stage::Stage, private stage::OutputSink {
   void load(const stage::LoadRequest& request, std::span<weights::WeightSource* const> sources,
             const ProgressFunction& on_progress) override {
     std::function<void(const std::string&)> loads;
+    bool refused = false;
     {
       const std::lock_guard lock(behaviour_.mutex);
       loads = behaviour_.loads;
+      refused = behaviour_.refuses == machine_;
+      if (refused) behaviour_.refuses.clear();
     }
+    if (refused) throw ResourceError(machine_ + ": another server took the memory");
     if (loads) loads(machine_);
     if (is_cut()) throw Error(machine_ + ": the connection ended while loading");
     inner_->load(request, sources, on_progress);
@@ -133,13 +138,42 @@ class FakeMachines : public BackendConnector {
       machines_.at(name).state = state;
       cut_one = machines_.at(name).connections.at(connection);
     }
-    std::function<void(std::string)> on_lost;
+    std::function<void(std::string)> lost;
     {
       const std::lock_guard lock(cut_one->mutex);
       cut_one->cut = true;
-      on_lost = std::exchange(cut_one->on_lost, nullptr);
+      lost = std::exchange(cut_one->events.lost, nullptr);
     }
-    if (on_lost) on_lost("backend " + name + ": connection lost");
+    if (lost) lost("backend " + name + ": connection lost");
+  }
+
+  // The machine says that it goes away soon.
+  void leave(const std::string& name) {
+    std::shared_ptr<FakeConnection> leaving;
+    {
+      const std::lock_guard lock(mutex_);
+      leaving = machines_.at(name).connections.back();
+    }
+    leaving->events.leaving();
+  }
+
+  // From now on the name stands for these machines; none: it does not resolve.
+  void name(const std::string& name, std::vector<std::string> machines) {
+    const std::lock_guard lock(mutex_);
+    names_[name] = std::move(machines);
+  }
+
+  std::vector<std::string> addresses(const std::string& name) override {
+    const std::lock_guard lock(mutex_);
+    const auto found = names_.find(name);
+    if (found == names_.end()) return {name};
+    if (found->second.empty()) throw Error(name + ": the name does not resolve");
+    return found->second;
+  }
+
+  void set_memory(const std::string& name, uint64_t memory) {
+    const std::lock_guard lock(mutex_);
+    machines_.at(name).memory = memory;
   }
 
   size_t n_connections(const std::string& name) const {
@@ -156,8 +190,7 @@ class FakeMachines : public BackendConnector {
 
   StageBehaviour& stages() { return behaviour_; }
 
-  std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds,
-                                   std::function<void(std::string)> on_lost) override {
+  std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds, BackendEvents events) override {
     const std::lock_guard lock(mutex_);
     Machine& machine = machines_.at(name);
     ++machine.n_attempts;
@@ -165,7 +198,7 @@ class FakeMachines : public BackendConnector {
     if (machine.state == State::down) throw Error(name + ": connection refused");
     if (machine.state == State::refuses) throw NotSupportedError(name + ": speaks another protocol version");
     auto connection = std::make_shared<FakeConnection>();
-    connection->on_lost = std::move(on_lost);
+    connection->events = std::move(events);
     machine.connections.push_back(connection);
     return std::make_unique<Connected>(name, machine.memory, *machine.device, std::move(connection), behaviour_);
   }
@@ -181,6 +214,7 @@ class FakeMachines : public BackendConnector {
           connection_(std::move(connection)),
           behaviour_(behaviour) {}
     const std::string& name() const override { return name_; }
+    std::string id() const override { return name_; }
     uint64_t memory_free() const override { return memory_; }
     std::string numeric_class() const override { return device_.info().numeric_class; }
     std::unique_ptr<stage::Stage> make_stage() override {
@@ -206,6 +240,7 @@ class FakeMachines : public BackendConnector {
   mutable std::mutex mutex_;
   std::condition_variable attempted_;
   std::map<std::string, Machine> machines_;
+  std::map<std::string, std::vector<std::string>> names_;
   StageBehaviour behaviour_;
 };
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import socket
 import tempfile
 import threading
@@ -216,32 +217,90 @@ class Failures(ClusterTest):
         server.wait_until_healthy()
         self.assertTrue(server.complete("Hello")["content"])
 
-    def test_a_killed_backend_is_reported_and_used_again_when_it_returns(self):
-        backends = [self.start(Backend), self.start(Backend)]
-        server = self.start(Server, backends, extra=("-c", 512))
-        expected = server.complete(PROMPTS[0])["content"]
-        stream = Stream(server, PROMPTS[0], n_predict=400, ignore_eos=True)
-        events = stream.events()
-        next(events)
-        backends[1].kill()
-        self.assertTrue(any("error" in event for event in events), "the stream ended without an error event")
-        self.wait_until(lambda: server.get("/health")[0] == 503, message="the server did not say that it has no plan")
-        self.assertIn(backends[1].address, server.get("/health")[1])
-        self.assertEqual(server.get("/livez")[0], 200)
-        self.assertEqual(server.post("/completion", {"prompt": "x"})[0], 503)
-        self.start(Backend, port=backends[1].port)
-        server.wait_until_healthy()
-        self.assertEqual(server.complete(PROMPTS[0])["content"], expected)
-        self.assertTrue(server.alive())
+    FIELDS = {"n_predict": 900, "ignore_eos": True, "temperature": 0.8, "seed": 11, "return_tokens": True}
 
-    def test_a_backend_that_stays_away_is_planned_without(self):
+    def expected_and_stream(self, server):
+        """What a request gets undisturbed, and the same request running: its events after the first."""
+        status, answer = server.post("/completion", {"prompt": PROMPTS[0], **self.FIELDS})
+        self.assertEqual((status, len(answer["tokens"])), (200, 900))
+        events = Stream(server, PROMPTS[0], **self.FIELDS).events()
+        first = next(events)
+        return answer["content"], first["content"], events
+
+    def rest_of(self, events):
+        text = ""
+        for event in events:
+            self.assertNotIn("error", event)
+            text += event["content"]
+            if event["stop"]:
+                self.assertEqual(event["tokens_predicted"], 900)
+                return text
+        self.fail("the stream ended early")
+
+    def test_a_stream_goes_on_exactly_on_what_is_left_after_a_kill(self):
         backends = [self.start(Backend), self.start(Backend)]
-        server = self.start(Server, backends, extra=("-c", 512))
-        expected = server.complete(PROMPTS[0])["content"]
-        backends[0].kill()
-        self.wait_until(lambda: server.get("/health")[0] == 503)
+        server = self.start(Server, backends, extra=("-c", 1024))
+        expected, first, events = self.expected_and_stream(server)
+        backends[1].kill()
+        self.assertEqual(first + self.rest_of(events), expected)
+        self.assertIn(backends[1].address, server.log)
+        self.assertEqual(server.metric("plans_lost_total"), 1)
+        self.assertGreater(server.metric("tokens_recomputed_total"), 0)
+        # The one that returns is taken in again, without a loss.
+        backends[1] = self.start(Backend, port=backends[1].port)
+        server.wait_for(rf"{backends[1].address} has come")
+        self.wait_until(lambda: server.log.count("on 2 device(s)") == 2, message="the returned backend got no layers")
+        self.assertEqual(server.complete(PROMPTS[0], **self.FIELDS)["content"], expected)
+        self.assertEqual(server.metric("plans_lost_total"), 1)
+
+    def test_requests_wait_for_a_backend_that_returns(self):
+        backend = self.start(Backend)
+        server = self.start(Server, [backend], extra=("-c", 1024, "--mem", 1))
+        expected, first, events = self.expected_and_stream(server)
+        backend.kill()
+        self.wait_until(lambda: server.get("/health")[0] == 503, message="the server did not say that it has no plan")
+        self.assertIn(backend.address, server.get("/health")[1])
+        self.assertEqual(server.get("/livez")[0], 200)
+        late = []
+        client = threading.Thread(target=lambda: late.append(server.complete(PROMPTS[0], **self.FIELDS)["content"]))
+        client.start()
+        self.wait_until(lambda: server.metric("requests_deferred") == 2)
+        self.start(Backend, port=backend.port)
+        self.assertEqual(first + self.rest_of(events), expected)
+        client.join()
+        self.assertEqual(late, [expected])
+        self.assertEqual(server.get("/health")[0], 200)
+
+    def test_what_finds_no_plan_in_time_gets_an_error_that_says_why(self):
+        backend = self.start(Backend)
+        server = self.start(Server, [backend], extra=("-c", 1024, "--mem", 1, "--recovery-timeout", 1))
+        _, _, events = self.expected_and_stream(server)
+        backend.kill()
+        last = list(events)[-1]
+        self.assertEqual(last["error"]["code"], 503)
+        self.assertIn(backend.address, last["error"]["message"])
+        status, answer = server.post("/completion", {"prompt": "x"})
+        self.assertEqual(status, 503)
+        self.assertIn("--recovery-timeout", answer["error"]["message"])
+        self.assertEqual(server.get("/livez")[0], 200)
+        self.start(Backend, port=backend.port)
         server.wait_until_healthy()
-        self.assertEqual(server.complete(PROMPTS[0])["content"], expected)
+        self.assertTrue(server.complete("Hello")["content"])
+
+    def test_a_stopped_backend_that_wakes_after_the_new_plan_changes_nothing(self):
+        backends = [self.start(Backend), self.start(Backend)]
+        server = self.start(Server, backends, extra=("-c", 1024, "--rpc-timeout", 0.5))
+        expected, first, events = self.expected_and_stream(server)
+        backends[0].process.send_signal(signal.SIGSTOP)
+        try:
+            self.assertEqual(first + self.rest_of(events), expected)
+            self.assertIn("missed heartbeats", server.log)
+        finally:
+            backends[0].process.send_signal(signal.SIGCONT)
+        server.wait_for(rf"{backends[0].address} has come")
+        self.assertEqual(server.complete(PROMPTS[0], **self.FIELDS)["content"], expected)
+        self.assertEqual(server.metric("plans_lost_total"), 1)
+        self.assertTrue(backends[0].alive())
 
 
 class Stopping(ClusterTest):

@@ -529,54 +529,6 @@ TEST(TokenStream, CallsANewHookAtOnceWhenSomethingWaitsAndNoHookAfterItIsRemoved
   EXPECT_EQ(n_calls, 11);
 }
 
-TEST_F(EngineTest, ALostPlanEndsEveryRequestAndRefusesNewOnesUntilThereIsAnother) {
-  pipeline_.close_gate();
-  EngineOptions options;
-  options.n_parallel = 1;
-  start(make_plan({full_group(64)}), options);
-  auto running = engine_->submit(greedy({1, 2}, 5));
-  auto waiting = engine_->submit(greedy({3, 4}, 5));
-  pipeline_.wait_for_batches(1);
-  pipeline_.lose("backend 127.0.0.1:50052 closed the connection");
-  for (auto* stream : {&running, &waiting}) {
-    const Answer result = collect(**stream);
-    ASSERT_TRUE(result.error);
-    EXPECT_EQ(result.error->kind, RequestError::Kind::unavailable);
-    EXPECT_THAT(result.error->message, HasSubstr("127.0.0.1:50052"));
-  }
-  // The state is visible before the events: no wait.
-  EXPECT_EQ(refusal([&] { engine_->submit(greedy({1}, 1)); }, "127.0.0.1:50052"), RequestError::Kind::unavailable);
-  EXPECT_EQ(engine_->status().state, EngineStatus::State::no_plan);
-  EXPECT_FALSE(engine_->status().plan);
-  plan_.epoch = 2;
-  pipeline_.open_gate();
-  pipeline_.ready(plan_);
-  ASSERT_TRUE(engine_->wait_until_ready(kLong));
-  EXPECT_EQ(answer(greedy({1, 2}, 5)).tokens, expected(greedy({1, 2}, 5)));
-}
-
-TEST_F(EngineTest, ANewPlanRebuildsRunningRequestsAndTheirAnswersGoOnExactly) {
-  pipeline_.close_gate();
-  start(make_plan({full_group(64)}));
-  GenerateParams params = greedy({1, 2, 3}, 15);
-  params.sampling.temperature = 1;
-  params.sampling.ignore_eos = true;
-  auto stream = engine_->submit(params);
-  auto too_long = engine_->submit(greedy(std::vector<int32_t>(50, 1), 100));
-  pipeline_.release(6);
-  pipeline_.wait_for_batches(7);  // the seventh is in flight, so nothing is submitted until the new plan is there
-  PlanSummary smaller = make_plan({full_group(10), window_group(300, 10)}, 40, 5, 2, 8);
-  smaller.groups.pop_back();
-  smaller.epoch = 2;
-  pipeline_.ready(smaller);
-  pipeline_.open_gate();
-  EXPECT_EQ(collect(*stream).tokens, expected(params));
-  const Answer refused = collect(*too_long);
-  ASSERT_TRUE(refused.error);
-  EXPECT_EQ(refused.error->kind, RequestError::Kind::context_exceeded);
-  EXPECT_EQ(engine_->status().plan->epoch, 2u);
-}
-
 TEST_F(EngineTest, AFailedBatchEndsOnlyItsOwnRequests) {
   pipeline_.close_gate();
   start(make_plan({full_group(64)}));

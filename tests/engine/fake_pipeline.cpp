@@ -88,6 +88,7 @@ GroupLimits encoder_group() { return {GroupLimits::Kind::none, 0, 0}; }
 void FakePipeline::ready(PlanSummary plan) {
   std::lock_guard lock(mutex_);
   plan_ = plan;
+  ++n_plans_;
   tables_.assign(plan.groups.size(), std::vector<Table>(plan.max_slots));
   blocks_.assign(plan.groups.size(), {});
   held_.clear();
@@ -99,8 +100,10 @@ void FakePipeline::ready(PlanSummary plan) {
 
 void FakePipeline::lose(std::string reason) {
   std::lock_guard lock(mutex_);
-  // The engine may submit until it has polled this: such batches are computed and their results never seen.
+  // The engine may submit until it has polled this: such batches are lost.
+  ++n_plans_;
   held_.clear();
+  in_flight_ = 0;
   std::erase_if(events_, [](const PipelineEvent& event) { return std::holds_alternative<Completion>(event); });
   events_.push_back(PlanLost{std::move(reason)});
   changed_.notify_all();
@@ -308,6 +311,7 @@ stage::RowOutput FakePipeline::output(const stage::OutputRequest& wanted, uint64
 uint64_t FakePipeline::submit(stage::Batch batch) {
   std::lock_guard lock(mutex_);
   const uint64_t ticket = next_ticket_++;
+  if (n_plans_polled_ != n_plans_) return ticket;  // made for a plan that is gone
   batches_.push_back(batch);
   if (batch.n_rows() > plan_->max_rows) note(fmt::format("{} rows in a batch of {}", batch.n_rows(), plan_->max_rows));
   max_in_flight_ = std::max(max_in_flight_, ++in_flight_);
@@ -344,6 +348,7 @@ std::optional<PipelineEvent> FakePipeline::poll(std::chrono::milliseconds timeou
   PipelineEvent event = std::move(events_.front());
   events_.pop_front();
   if (std::holds_alternative<Completion>(event) && in_flight_ > 0) --in_flight_;
+  if (std::holds_alternative<PlanReady>(event) || std::holds_alternative<PlanLost>(event)) ++n_plans_polled_;
   return event;
 }
 

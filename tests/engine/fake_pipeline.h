@@ -104,6 +104,7 @@ class FakePipeline : public Pipeline {
   bool gate_open_ = true;
   bool woken_ = false;
   uint64_t next_ticket_ = 1;
+  uint64_t n_plans_ = 0, n_plans_polled_ = 0;  // and losses; batches for others than the last one are dropped
   uint32_t in_flight_ = 0, max_in_flight_ = 0;
   std::vector<stage::Batch> batches_;
   std::vector<std::string> errors_;

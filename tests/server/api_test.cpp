@@ -70,7 +70,7 @@ TEST_F(ApiReady, IsNotHealthyWithoutAPlanAndSaysWhy) {
   pipeline_.lose("backend 10.0.0.2:50052: connection lost");
   while (engine_.status().state != State::no_plan) std::this_thread::yield();
   expect_error(get("/health"), 503, "unavailable_error", {"10.0.0.2:50052"});
-  expect_error(post("/completion", {{"prompt", "a"}}), 503, "unavailable_error", {"10.0.0.2:50052"});
+  expect_error(get("/v1/health"), 503, "unavailable_error", {"10.0.0.2:50052"});
   EXPECT_EQ(get("/livez").status, 200);
   EXPECT_EQ(get("/v1/models").status, 200);
   EXPECT_EQ(get("/props").status, 200);
