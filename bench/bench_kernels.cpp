@@ -149,7 +149,9 @@ void register_all() {
   const auto add = [](const std::string& name, auto... arguments) {
     benchmark::RegisterBenchmark(name.c_str(), arguments...)->Unit(benchmark::kMicrosecond);
   };
-  constexpr DType kTypes[] = {DType::q4_0, DType::q4_k, DType::q6_k, DType::q8_0, DType::f16, DType::bf16, DType::f32};
+  constexpr DType kTypes[] = {DType::q4_0, DType::q4_1, DType::q5_0, DType::q8_0, DType::q2_k,
+                              DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k, DType::iq4_xs,
+                              DType::f16,  DType::bf16, DType::f32};
   constexpr std::pair<const char*, RowOp> kRowOps[] = {
       {"quantize_row", [](auto& k, auto* x, auto*, auto n,
                           auto* out) { k.quantize_row(x, n, reinterpret_cast<ActivationBlock*>(out)); }},

@@ -236,6 +236,9 @@ static_assert(sizeof(BlockNvfp4) == 36);
 // What the nibbles of IQ4_NL and IQ4_XS stand for.
 inline constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
+// Twice the values of the sixteen E2M1 floats of MXFP4 and NVFP4: whole numbers. Scales are halved to make up for it.
+inline constexpr int8_t kTwiceE2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
 // The scale and minimum of one sub-block of Q4_K and Q5_K (6 bits each) or Q2_K (4 bits each).
 struct ScaleMin {
   uint8_t scale, minimum;

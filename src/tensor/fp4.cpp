@@ -8,12 +8,10 @@
 
 #include "tensor/blocks.h"
 #include "tensor/conversions.h"
+#include "tensor/integer_form.h"
 
 namespace caravan::tensor {
 namespace {
-
-// Twice the value of each E2M1 code: whole numbers. Scales are halved to make up for it.
-constexpr float kTwiceE2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // 2^(e - 127) / 2, down to the subnormals for e = 0 and 1.
 float half_e8m0(uint8_t e) { return std::ldexp(1.0f, int{e} - 128); }
@@ -31,8 +29,20 @@ float half_ue4m3(uint8_t bits) {
 uint8_t nearest_e2m1(float x) {
   const float magnitude = std::fabs(x);
   uint8_t code = 0;
-  while (code < 7 && magnitude > (kTwiceE2m1[code] + kTwiceE2m1[code + 1]) / 2) ++code;
+  while (code < 7 && magnitude > static_cast<float>(kTwiceE2m1[code] + kTwiceE2m1[code + 1]) / 2) ++code;
   return static_cast<uint8_t>(code | (x < 0 && code != 0 ? 8 : 0));
+}
+
+IntegerForm<BlockNvfp4> split_block(const BlockNvfp4& block) {
+  IntegerForm<BlockNvfp4> form;
+  for (int s = 0; s < 4; ++s) {
+    form.scale[s] = half_ue4m3(block.scales[s]);
+    for (int j = 0; j < 8; ++j) {
+      form.q[16 * s + j] = kTwiceE2m1[block.qs[8 * s + j] & 15];
+      form.q[16 * s + j + 8] = kTwiceE2m1[block.qs[8 * s + j] >> 4];
+    }
+  }
+  return form;
 }
 
 }  // namespace
@@ -44,8 +54,8 @@ void dequantize_mxfp4(const std::byte* blocks, float* values, int64_t n) {
     std::memcpy(&block, blocks + b * sizeof block, sizeof block);
     const float d = half_e8m0(block.e);
     for (int j = 0; j < kHalf; ++j) {
-      values[j] = kTwiceE2m1[block.qs[j] & 15] * d;
-      values[j + kHalf] = kTwiceE2m1[block.qs[j] >> 4] * d;
+      values[j] = static_cast<float>(kTwiceE2m1[block.qs[j] & 15]) * d;
+      values[j + kHalf] = static_cast<float>(kTwiceE2m1[block.qs[j] >> 4]) * d;
     }
   }
 }
@@ -69,17 +79,7 @@ void quantize_mxfp4(const float* values, std::byte* blocks, int64_t n) {
 }
 
 void dequantize_nvfp4(const std::byte* blocks, float* values, int64_t n) {
-  for (int64_t b = 0; b < n / BlockNvfp4::kLength; ++b) {
-    BlockNvfp4 block;
-    std::memcpy(&block, blocks + b * sizeof block, sizeof block);
-    for (int s = 0; s < 4; ++s, values += 16) {
-      const float d = half_ue4m3(block.scales[s]);
-      for (int j = 0; j < 8; ++j) {
-        values[j] = kTwiceE2m1[block.qs[8 * s + j] & 15] * d;
-        values[j + 8] = kTwiceE2m1[block.qs[8 * s + j] >> 4] * d;
-      }
-    }
-  }
+  dequantize_integers<BlockNvfp4, split_block>(blocks, values, n);
 }
 
 }  // namespace caravan::tensor

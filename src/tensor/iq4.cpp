@@ -6,6 +6,7 @@
 #include "tensor/conversions.h"
 #include "tensor/extreme.h"
 #include "tensor/half.h"
+#include "tensor/integer_form.h"
 #include "tensor/scale_search.h"
 
 namespace caravan::tensor {
@@ -46,11 +47,29 @@ void pack_nibbles(const float* levels, uint8_t* qs) {
     qs[j] = static_cast<uint8_t>(nearest_index(levels[j]) | nearest_index(levels[j + kHalf]) << 4);
 }
 
-void unpack_nibbles(const uint8_t* qs, float scale, float* values) {
+void unpack_nibbles(const uint8_t* qs, int8_t* q) {
   for (int j = 0; j < kHalf; ++j) {
-    values[j] = scale * static_cast<float>(kIq4Values[qs[j] & 15]);
-    values[j + kHalf] = scale * static_cast<float>(kIq4Values[qs[j] >> 4]);
+    q[j] = kIq4Values[qs[j] & 15];
+    q[j + kHalf] = kIq4Values[qs[j] >> 4];
   }
+}
+
+IntegerForm<BlockIq4Nl> split_block(const BlockIq4Nl& block) {
+  IntegerForm<BlockIq4Nl> form;
+  form.scale[0] = form.scale[1] = f16_to_f32(block.d);
+  unpack_nibbles(block.qs, form.q);
+  return form;
+}
+
+IntegerForm<BlockIq4Xs> split_block(const BlockIq4Xs& block) {
+  IntegerForm<BlockIq4Xs> form;
+  const float d = f16_to_f32(block.d);
+  for (int j = 0; j < kSubBlocks; ++j) {
+    const int scale = (block.scales_l[j / 2] >> (j % 2 * 4) & 15) | (block.scales_h >> (2 * j) & 3) << 4;
+    form.scale[2 * j] = form.scale[2 * j + 1] = d * static_cast<float>(scale - 32);
+    unpack_nibbles(block.qs + j * kHalf, form.q + j * kSubBlock);
+  }
+  return form;
 }
 
 BlockIq4Nl quantize_block_iq4_nl(const float* x) {
@@ -95,23 +114,11 @@ void quantize_iq4_xs(const float* values, std::byte* blocks, int64_t n) {
 }
 
 void dequantize_iq4_nl(const std::byte* blocks, float* values, int64_t n) {
-  for (int64_t b = 0; b < n / BlockIq4Nl::kLength; ++b, values += BlockIq4Nl::kLength) {
-    BlockIq4Nl block;
-    std::memcpy(&block, blocks + b * sizeof block, sizeof block);
-    unpack_nibbles(block.qs, f16_to_f32(block.d), values);
-  }
+  dequantize_integers<BlockIq4Nl, split_block>(blocks, values, n);
 }
 
 void dequantize_iq4_xs(const std::byte* blocks, float* values, int64_t n) {
-  for (int64_t b = 0; b < n / BlockIq4Xs::kLength; ++b) {
-    BlockIq4Xs block;
-    std::memcpy(&block, blocks + b * sizeof block, sizeof block);
-    const float d = f16_to_f32(block.d);
-    for (int j = 0; j < kSubBlocks; ++j, values += kSubBlock) {
-      const int scale = (block.scales_l[j / 2] >> (j % 2 * 4) & 15) | (block.scales_h >> (2 * j) & 3) << 4;
-      unpack_nibbles(block.qs + j * kHalf, d * static_cast<float>(scale - 32), values);
-    }
-  }
+  dequantize_integers<BlockIq4Xs, split_block>(blocks, values, n);
 }
 
 }  // namespace caravan::tensor

@@ -2,10 +2,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 
 #include "tensor/blocks.h"
 #include "tensor/conversions.h"
 #include "tensor/half.h"
+#include "tensor/integer_form.h"
 
 namespace caravan::tensor {
 namespace {
@@ -40,19 +42,74 @@ struct DigitGroup {
 };
 constexpr DigitGroup kDigitGroups[] = {{0, 32, 5}, {160, 16, 5}, {240, 4, 4}};
 
+// All values of these types share one scale.
+template <typename Block>
+IntegerForm<Block> with_scale(uint16_t d) {
+  IntegerForm<Block> form;
+  std::fill(std::begin(form.scale), std::end(form.scale), f16_to_f32(d));
+  return form;
+}
+
+IntegerForm<BlockTq1_0> split_block(const BlockTq1_0& block) {
+  auto form = with_scale<BlockTq1_0>(block.d);
+  const uint8_t* const groups[] = {block.qs, block.qs + 32, block.qh};
+  int8_t* q = form.q;
+  for (int g = 0; g < 3; ++g)
+    for (int k = 0; k < kDigitGroups[g].n_digits; ++k)
+      for (int m = 0; m < kDigitGroups[g].n_bytes; ++m) *q++ = static_cast<int8_t>(digit(groups[g][m], k) - 1);
+  return form;
+}
+
+IntegerForm<BlockTq2_0> split_block(const BlockTq2_0& block) {
+  auto form = with_scale<BlockTq2_0>(block.d);
+  int8_t* q = form.q;
+  for (int g = 0; g < 2; ++g)
+    for (int l = 0; l < 4; ++l)
+      for (int m = 0; m < 32; ++m) *q++ = static_cast<int8_t>((block.qs[32 * g + m] >> (2 * l) & 3) - 1);
+  return form;
+}
+
+IntegerForm<BlockQ1_0> split_block(const BlockQ1_0& block) {
+  auto form = with_scale<BlockQ1_0>(block.d);
+  for (int i = 0; i < BlockQ1_0::kLength; ++i) form.q[i] = block.qs[i / 8] >> (i % 8) & 1 ? 1 : -1;
+  return form;
+}
+
+IntegerForm<BlockQ2_0> split_block(const BlockQ2_0& block) {
+  auto form = with_scale<BlockQ2_0>(block.d);
+  for (int i = 0; i < BlockQ2_0::kLength; ++i)
+    form.q[i] = static_cast<int8_t>((block.qs[i / 4] >> (i % 4 * 2) & 3) - 1);
+  return form;
+}
+
 }  // namespace
 
+void split_tq1_0(const std::byte* blocks, int8_t* q, float* scales, int64_t n) {
+  split_blocks<BlockTq1_0, split_block>(blocks, q, scales, n);
+}
 void dequantize_tq1_0(const std::byte* blocks, float* values, int64_t n) {
-  for (int64_t b = 0; b < n / BlockTq1_0::kLength; ++b) {
-    BlockTq1_0 block;
-    std::memcpy(&block, blocks + b * sizeof block, sizeof block);
-    const float d = f16_to_f32(block.d);
-    const uint8_t* const groups[] = {block.qs, block.qs + 32, block.qh};
-    for (int g = 0; g < 3; ++g)
-      for (int k = 0; k < kDigitGroups[g].n_digits; ++k)
-        for (int m = 0; m < kDigitGroups[g].n_bytes; ++m)
-          *values++ = static_cast<float>(digit(groups[g][m], k) - 1) * d;
-  }
+  dequantize_integers<BlockTq1_0, split_block>(blocks, values, n);
+}
+
+void split_tq2_0(const std::byte* blocks, int8_t* q, float* scales, int64_t n) {
+  split_blocks<BlockTq2_0, split_block>(blocks, q, scales, n);
+}
+void dequantize_tq2_0(const std::byte* blocks, float* values, int64_t n) {
+  dequantize_integers<BlockTq2_0, split_block>(blocks, values, n);
+}
+
+void split_q1_0(const std::byte* blocks, int8_t* q, float* scales, int64_t n) {
+  split_blocks<BlockQ1_0, split_block>(blocks, q, scales, n);
+}
+void dequantize_q1_0(const std::byte* blocks, float* values, int64_t n) {
+  dequantize_integers<BlockQ1_0, split_block>(blocks, values, n);
+}
+
+void split_q2_0(const std::byte* blocks, int8_t* q, float* scales, int64_t n) {
+  split_blocks<BlockQ2_0, split_block>(blocks, q, scales, n);
+}
+void dequantize_q2_0(const std::byte* blocks, float* values, int64_t n) {
+  dequantize_integers<BlockQ2_0, split_block>(blocks, values, n);
 }
 
 void quantize_tq1_0(const float* values, std::byte* blocks, int64_t n) {
@@ -73,17 +130,6 @@ void quantize_tq1_0(const float* values, std::byte* blocks, int64_t n) {
   }
 }
 
-void dequantize_tq2_0(const std::byte* blocks, float* values, int64_t n) {
-  for (int64_t b = 0; b < n / BlockTq2_0::kLength; ++b) {
-    BlockTq2_0 block;
-    std::memcpy(&block, blocks + b * sizeof block, sizeof block);
-    const float d = f16_to_f32(block.d);
-    for (int g = 0; g < 2; ++g)
-      for (int l = 0; l < 4; ++l)
-        for (int m = 0; m < 32; ++m) *values++ = static_cast<float>((block.qs[32 * g + m] >> (2 * l) & 3) - 1) * d;
-  }
-}
-
 void quantize_tq2_0(const float* values, std::byte* blocks, int64_t n) {
   for (int64_t b = 0; b < n / BlockTq2_0::kLength; ++b, values += BlockTq2_0::kLength) {
     const float d = largest_magnitude(values, BlockTq2_0::kLength);
@@ -95,25 +141,6 @@ void quantize_tq2_0(const float* values, std::byte* blocks, int64_t n) {
       byte = static_cast<uint8_t>(byte | ternary(values[i], inverse) << (i % 128 / 32 * 2));
     }
     std::memcpy(blocks + b * sizeof block, &block, sizeof block);
-  }
-}
-
-void dequantize_q1_0(const std::byte* blocks, float* values, int64_t n) {
-  for (int64_t b = 0; b < n / BlockQ1_0::kLength; ++b) {
-    BlockQ1_0 block;
-    std::memcpy(&block, blocks + b * sizeof block, sizeof block);
-    const float d = f16_to_f32(block.d);
-    for (int i = 0; i < BlockQ1_0::kLength; ++i) *values++ = block.qs[i / 8] >> (i % 8) & 1 ? d : -d;
-  }
-}
-
-void dequantize_q2_0(const std::byte* blocks, float* values, int64_t n) {
-  for (int64_t b = 0; b < n / BlockQ2_0::kLength; ++b) {
-    BlockQ2_0 block;
-    std::memcpy(&block, blocks + b * sizeof block, sizeof block);
-    const float d = f16_to_f32(block.d);
-    for (int i = 0; i < BlockQ2_0::kLength; ++i)
-      *values++ = static_cast<float>((block.qs[i / 4] >> (i % 4 * 2) & 3) - 1) * d;
   }
 }
 

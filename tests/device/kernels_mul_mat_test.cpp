@@ -10,8 +10,11 @@ namespace {
 
 using tensor::DType;
 
-constexpr DType kTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0, DType::q4_0,
-                            DType::q4_k, DType::q6_k, DType::q5_1, DType::mxfp4};
+constexpr DType kTypes[] = {DType::f32,   DType::f16,     DType::bf16,   DType::q4_0,    DType::q4_1,   DType::q5_0,
+                            DType::q5_1,  DType::q8_0,    DType::q2_k,   DType::q3_k,    DType::q4_k,   DType::q5_k,
+                            DType::q6_k,  DType::iq1_s,   DType::iq1_m,  DType::iq2_xxs, DType::iq2_xs, DType::iq2_s,
+                            DType::iq3_s, DType::iq3_xxs, DType::iq4_nl, DType::iq4_xs,  DType::tq1_0,  DType::tq2_0,
+                            DType::q1_0,  DType::q2_0,    DType::mxfp4,  DType::nvfp4};
 
 // GGUF rows of a random matrix, their exact values, and the packed form.
 struct Weights {
@@ -31,7 +34,15 @@ Weights make_weights(DType dtype, int64_t n_in, int64_t n_out) {
   for (int64_t j = 0; j < n_out; ++j) {
     const auto row = random_row(n_in, static_cast<uint64_t>(j) + 1000);
     std::byte* bytes = rows.data() + static_cast<size_t>(j) * row_bytes;
-    info.quantize(row.data(), bytes, n_in);
+    if (info.quantize != nullptr) info.quantize(row.data(), bytes, n_in);
+  }
+  if (info.quantize == nullptr) {
+    std::mt19937_64 random(kSeed);
+    for (std::byte& byte : rows) byte = static_cast<std::byte>(random());
+    tame_scales(dtype, rows);
+  }
+  for (int64_t j = 0; j < n_out; ++j) {
+    const std::byte* bytes = rows.data() + static_cast<size_t>(j) * row_bytes;
     info.dequantize(bytes, w.values.data() + j * n_in, n_in);
   }
   for (int64_t j = 0; j < n_out; j += 32)  // in two-panel pieces, as a loader streams them
@@ -73,7 +84,6 @@ INSTANTIATE_TEST_SUITE_P(Isas, KernelsMulMat, ::testing::ValuesIn(supported_isas
 
 TEST_P(KernelsMulMat, MatchesScalarForEveryTypeShapeAndRowCount) {
   for (const DType dtype : kTypes) {
-    if (tensor::dtype_info(dtype).quantize == nullptr) continue;
     const int64_t block = tensor::dtype_info(dtype).block_length;
     for (const int64_t n_in :
          block == 1 ? std::vector<int64_t>{1, 63, 64, 65, 172, 300} : std::vector{block, 3 * block})
@@ -91,7 +101,6 @@ TEST_P(KernelsMulMat, MatchesScalarForEveryTypeShapeAndRowCount) {
 
 TEST_P(KernelsMulMat, GivesTheSameBitsForOneRowAndMany) {
   for (const DType dtype : kTypes) {
-    if (tensor::dtype_info(dtype).quantize == nullptr) continue;
     const int64_t n_in = 512, n_out = 32, n_rows = 29;
     Weights w = make_weights(dtype, n_in, n_out);
     const auto x = random_row(n_in * n_rows, 8);
@@ -120,7 +129,8 @@ TEST_P(KernelsMulMat, WritesOnlyThePanelsAskedFor) {
 
 TEST_P(KernelsMulMat, KeepsExtremeQuantisedValuesExact) {
   // Every weight and activation at the end of its range: where narrow integer accumulators would overflow.
-  for (const DType dtype : {DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k}) {
+  for (const DType dtype : {DType::q8_0, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q2_k, DType::q3_k,
+                            DType::q4_k, DType::q5_k, DType::q6_k}) {
     const int64_t n_in = 256, n_out = 16;
     Weights w{dtype, n_in, n_out, {}, AlignedBytes(packed_bytes(dtype, n_in, n_out))};
     const auto row_bytes = tensor::row_bytes(dtype, 256);
@@ -128,11 +138,8 @@ TEST_P(KernelsMulMat, KeepsExtremeQuantisedValuesExact) {
       std::vector<std::byte> rows(row_bytes * 16, static_cast<std::byte>(fill));
       const uint16_t one = 0x3c00;
       const uint32_t block_bytes = tensor::dtype_info(dtype).block_bytes;
-      for (size_t at = 0; at < rows.size(); at += block_bytes) {
-        const size_t scale_at = dtype == DType::q6_k ? at + 208 : at;
-        std::memcpy(&rows[scale_at], &one, 2);
-        if (dtype == DType::q4_k) std::memcpy(&rows[at + 2], &one, 2);
-      }
+      for (size_t at = 0; at < rows.size(); at += block_bytes)
+        for (const size_t offset : half_offsets(dtype)) std::memcpy(&rows[at + offset], &one, 2);
       pack(dtype, n_in, rows.data(), 0, n_out, w.packed.data());
       std::vector<float> exact(static_cast<size_t>(n_in));
       tensor::dtype_info(dtype).dequantize(rows.data(), exact.data(), n_in);
@@ -149,7 +156,6 @@ TEST_P(KernelsMulMat, KeepsExtremeQuantisedValuesExact) {
 
 TEST(KernelsMulMatScalar, IsCloseToDequantisedWeightsInDouble) {
   for (const DType dtype : kTypes) {
-    if (tensor::dtype_info(dtype).quantize == nullptr) continue;
     const int64_t n_in = 768, n_out = 24;
     Weights w = make_weights(dtype, n_in, n_out);
     const auto x = random_row(n_in, 10);
@@ -219,7 +225,7 @@ TEST_P(KernelsQuantizeRow, StaysWithinHalfAStep) {
 }
 
 TEST(KernelsPack, FillsMissingRowsWithZeros) {
-  for (const DType dtype : {DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k, DType::mxfp4}) {
+  for (const DType dtype : kTypes) {
     Weights w = make_weights(dtype, 256, 3);
     PackedMatrix all_rows = w.matrix();
     all_rows.n_out = 16;
@@ -232,7 +238,8 @@ TEST(KernelsPack, FillsMissingRowsWithZeros) {
 }
 
 TEST(KernelsPack, TakesNotMuchMoreThanTheFile) {
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q6_k}) {
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1, DType::q5_0,
+                            DType::q5_1, DType::q4_k, DType::q5_k, DType::q6_k}) {
     const auto file = static_cast<double>(tensor::row_bytes(dtype, 4096) * 4096);
     EXPECT_LE(static_cast<double>(packed_bytes(dtype, 4096, 4096)), 1.03 * file) << tensor::dtype_name(dtype);
   }

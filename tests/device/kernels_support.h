@@ -13,6 +13,7 @@
 
 #include "base/cpu_features.h"
 #include "device/cpu/kernels/kernels.h"
+#include "tensor/dtype.h"
 
 namespace caravan::device::cpu::testing {
 
@@ -65,6 +66,55 @@ inline ::testing::AssertionResult same_bits(const float* a, const float* b, int6
              << "value " << i << " of " << n << ": " << a[i] << " and " << b[i] << " differ (seed " << kSeed << ")";
   }
   return ::testing::AssertionSuccess();
+}
+
+// Where a type's blocks hold binary16 scales and minimums; floats, MXFP4, NVFP4 and IQ1_M have none in one piece.
+inline std::vector<size_t> half_offsets(tensor::DType dtype) {
+  using tensor::DType;
+  switch (dtype) {
+    case DType::q4_1:
+    case DType::q5_1:
+    case DType::q4_k:
+    case DType::q5_k:
+      return {0, 2};
+    case DType::q2_k:
+      return {80, 82};
+    case DType::q3_k:
+      return {108};
+    case DType::q6_k:
+      return {208};
+    case DType::tq1_0:
+      return {52};
+    case DType::tq2_0:
+      return {64};
+    case DType::f32:
+    case DType::f16:
+    case DType::bf16:
+    case DType::mxfp4:
+    case DType::nvfp4:
+    case DType::iq1_m:
+      return {};
+    default:
+      return {0};
+  }
+}
+
+// Makes blocks of random bytes finite and small: the upper bytes of scales, and of floats themselves, are set.
+inline void tame_scales(tensor::DType dtype, std::vector<std::byte>& rows) {
+  using tensor::DType;
+  constexpr std::byte kSmall{0x2c};  // of a binary16: 0.06 and a little
+  const tensor::DTypeInfo& info = tensor::dtype_info(dtype);
+  for (size_t at = 0; at < rows.size(); at += info.block_bytes) {
+    for (const size_t offset : half_offsets(dtype)) rows[at + offset + 1] = kSmall;
+    if (info.block_length == 1) rows[at + info.block_bytes - 1] = kSmall;
+    if (dtype == DType::mxfp4) rows[at] = std::byte{120};
+    if (dtype == DType::nvfp4)
+      for (size_t i = 0; i < 4; ++i) rows[at + i] &= std::byte{0x3f};
+    if (dtype == DType::iq1_m) {  // four nibbles, the lowest first: 0x2c00
+      const std::byte nibbles[] = {std::byte{0}, std::byte{0}, std::byte{0xc0}, std::byte{0x20}};
+      for (size_t k = 0; k < 4; ++k) rows[at + 49 + 2 * k] = (rows[at + 49 + 2 * k] & std::byte{15}) | nibbles[k];
+    }
+  }
 }
 
 inline const Kernels& scalar() { return kernels_for(Isa::scalar); }

@@ -79,6 +79,115 @@ struct FamilyQ4_K {
   }
 };
 
+struct FamilyQ4_1 {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedQ4_1*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      DotSmall dot[R];
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) dot[r] = dot_begin<0>(block_of(rows, r, b), 0);
+      CARAVAN_UNROLL
+      for (int j = 0; j < 4; ++j) dot_add_nibbles(dot, blocks[b].q[j], j, rows, b);
+      const F32x16 d = load_f16(blocks[b].d), m = load_f16(blocks[b].m);
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const ActivationBlock& a = block_of(rows, r, b);
+        acc[r] = add_block(dot_end<0>(dot[r], a, 0), d, a.d, acc[r]);
+        acc[r] = fma(m, splat(a.d_sum), acc[r]);
+      }
+    }
+  }
+};
+
+// The k-groups j and j + 4 of five-bit weights.
+template <int j, int R>
+CARAVAN_INLINE void dot_add_five_bits(DotSmall (&dot)[R], const FiveBits& q, U8x64 high, const ActivationRows<R>& rows,
+                                      int64_t b) {
+  const U8x64 raw = load_u8x64(q.low[j]);
+  const U8x64 first = bitwise_or(low_nibbles(raw), single_bit<j>(high));
+  CARAVAN_UNROLL
+  for (int r = 0; r < R; ++r) dot_add(dot[r], first, block_of(rows, r, b).q + 4 * j);
+  const U8x64 second = bitwise_or(high_nibbles(raw), single_bit<j + 4>(high));
+  CARAVAN_UNROLL
+  for (int r = 0; r < R; ++r) dot_add(dot[r], second, block_of(rows, r, b).q + 4 * (j + 4));
+}
+
+// Dot products with q - 16 of a block of 32 k: offset 16 keeps the sums within 16 bits.
+template <int R>
+CARAVAN_INLINE void dot_five_bits(DotSmall (&dot)[R], const FiveBits& q, const ActivationRows<R>& rows, int64_t b) {
+  CARAVAN_UNROLL
+  for (int r = 0; r < R; ++r) dot[r] = dot_begin<16>(block_of(rows, r, b), 0);
+  const U8x64 high = load_u8x64(q.high);
+  dot_add_five_bits<0>(dot, q, high, rows, b);
+  dot_add_five_bits<1>(dot, q, high, rows, b);
+  dot_add_five_bits<2>(dot, q, high, rows, b);
+  dot_add_five_bits<3>(dot, q, high, rows, b);
+}
+
+struct FamilyQ5_0 {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedQ5_0*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      DotSmall dot[R];
+      dot_five_bits(dot, blocks[b].q, rows, b);
+      const F32x16 d = load_f16(blocks[b].d);
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const ActivationBlock& a = block_of(rows, r, b);
+        acc[r] = add_block(dot_end<16>(dot[r], a, 0), d, a.d, acc[r]);
+      }
+    }
+  }
+};
+
+// acc += dot(q - 16) * scale * d_a + (16 * scale + minimum) * (d_a * sum of a), of a block whose weights are
+// scale * q + minimum.
+template <int R>
+CARAVAN_INLINE void add_five_bits(const DotSmall (&dot)[R], F32x16 scale, F32x16 minimum, const ActivationRows<R>& rows,
+                                  int64_t b, F32x16 (&acc)[R]) {
+  const F32x16 middle = fma(scale, splat(16.0f), minimum);
+  CARAVAN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const ActivationBlock& a = block_of(rows, r, b);
+    acc[r] = add_block(dot_end<16>(dot[r], a, 0), scale, a.d, acc[r]);
+    acc[r] = fma(middle, splat(a.d_sum), acc[r]);
+  }
+}
+
+struct FamilyQ5_1 {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedQ5_1*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      DotSmall dot[R];
+      dot_five_bits(dot, blocks[b].q, rows, b);
+      add_five_bits(dot, load_f16(blocks[b].d), load_f16(blocks[b].m), rows, b, acc);
+    }
+  }
+};
+
+struct FamilyQ5_K {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedQ5_K*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      const PackedQ5_K& block = blocks[b / 8];
+      const PackedQ5_K::Sub& sub = block.sub[b % 8];
+      DotSmall dot[R];
+      dot_five_bits(dot, sub.q, rows, b);
+      const F32x16 scale = mul(load_f16(block.d), to_f32(load_u8(sub.scale)));
+      const F32x16 minus_min = neg(mul(load_f16(block.d_min), to_f32(load_u8(sub.min))));
+      add_five_bits(dot, scale, minus_min, rows, b, acc);
+    }
+  }
+};
+
 struct FamilyQ6_K {
   static constexpr int kTile = kQuantTile;
 
@@ -143,7 +252,19 @@ struct DecodeBF16 {
   static CARAVAN_INLINE F32x16 load16(const std::byte* p) { return load_bf16(p); }
 };
 
-// Blocks of 32 signed bytes per row. Block is PackedQ8_0 or PackedMxfp4, Scale loads its 16 scales.
+// Four groups of 16 rows' signed bytes: groups first .. first + 3.
+template <int R>
+CARAVAN_INLINE void dot_add_signed(DotSigned (&dot)[R], const int8_t (*q)[64], int first, const ActivationRows<R>& rows,
+                                   int64_t b) {
+  CARAVAN_UNROLL
+  for (int g = first; g < first + 4; ++g) {
+    const SignedWeights w = load_signed(q[g]);
+    CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) dot_add(dot[r], w, block_of(rows, r, b).q + 4 * g);
+  }
+}
+
+// Blocks of 32 signed bytes per row. Block is PackedQ8_0 or PackedIntegers, Scale loads its 16 scales.
 template <typename Block, typename Scale>
 struct FamilyInt8 {
   static constexpr int kTile = kQuantTile;
@@ -154,15 +275,141 @@ struct FamilyInt8 {
       DotSigned dot[R];
       CARAVAN_UNROLL
       for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
-      CARAVAN_UNROLL
-      for (int g = 0; g < 8; ++g) {
-        const SignedWeights w = load_signed(blocks[b].q[g]);
-        CARAVAN_UNROLL
-        for (int r = 0; r < R; ++r) dot_add(dot[r], w, block_of(rows, r, b).q + 4 * g);
-      }
+      dot_add_signed(dot, blocks[b].q, 0, rows, b);
+      dot_add_signed(dot, blocks[b].q, 4, rows, b);
       const F32x16 d = Scale::load16(reinterpret_cast<const std::byte*>(blocks[b].d));
       CARAVAN_UNROLL
       for (int r = 0; r < R; ++r) acc[r] = add_block(dot_end(dot[r]), d, block_of(rows, r, b).d, acc[r]);
+    }
+  }
+};
+
+// Groups of 32 codes' values: those of the low nibbles (the first 16 k) or of the high ones.
+template <bool kHigh, int R>
+CARAVAN_INLINE void dot_add_codes(DotSigned (&dot)[R], CodeTable table, const uint8_t (*q)[64],
+                                  const ActivationRows<R>& rows, int64_t b) {
+  CARAVAN_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const U8x64 raw = load_u8x64(q[j]);
+    const SignedWeights w = look_up(table, kHigh ? high_nibbles(raw) : low_nibbles(raw));
+    CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) dot_add(dot[r], w, block_of(rows, r, b).q + 4 * (kHigh ? j + 4 : j));
+  }
+}
+
+// Dot products with a block of 32 codes.
+template <int R>
+CARAVAN_INLINE void dot_codes(DotSigned (&dot)[R], CodeTable table, const uint8_t (*q)[64],
+                              const ActivationRows<R>& rows, int64_t b) {
+  CARAVAN_UNROLL
+  for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
+  dot_add_codes<false>(dot, table, q, rows, b);
+  dot_add_codes<true>(dot, table, q, rows, b);
+}
+
+// Codes of the table kCodes with a scale per 32.
+template <const int8_t (&kCodes)[16], typename Scale>
+struct FamilyCodes {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedCodes*>(panel);
+    const CodeTable table = load_codes(kCodes);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      DotSigned dot[R];
+      dot_codes(dot, table, blocks[b].q, rows, b);
+      const F32x16 d = Scale::load16(reinterpret_cast<const std::byte*>(blocks[b].d));
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) acc[r] = add_block(dot_end(dot[r]), d, block_of(rows, r, b).d, acc[r]);
+    }
+  }
+};
+
+struct FamilyIq4Xs {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedIq4Xs*>(panel);
+    const CodeTable table = load_codes(tensor::kIq4Values);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      const PackedIq4Xs::Sub& sub = blocks[b / 8].sub[b % 8];
+      DotSigned dot[R];
+      dot_codes(dot, table, sub.q, rows, b);
+      const F32x16 d = mul(load_f16(blocks[b / 8].d), to_f32(load_i8(sub.scale)));
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) acc[r] = add_block(dot_end(dot[r]), d, block_of(rows, r, b).d, acc[r]);
+    }
+  }
+};
+
+struct FamilyNvfp4 {
+  static constexpr int kTile = kQuantTile;
+  template <bool kHigh, int R>
+  static CARAVAN_INLINE void half(const PackedHalfCodes& block, CodeTable table, const ActivationRows<R>& rows,
+                                  int64_t b, F32x16 (&acc)[R]) {
+    DotSigned dot[R];
+    CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b), kHigh);
+    dot_add_codes<kHigh>(dot, table, block.q, rows, b);
+    const F32x16 d = load_f16(block.d[kHigh]);
+    CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) acc[r] = add_block(dot_end(dot[r]), d, block_of(rows, r, b).d, acc[r]);
+  }
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedHalfCodes*>(panel);
+    const CodeTable table = load_codes(tensor::kTwiceE2m1);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      half<false>(blocks[b], table, rows, b, acc);
+      half<true>(blocks[b], table, rows, b, acc);
+    }
+  }
+};
+
+// Signed bytes with a scale for either half of 32.
+struct FamilyHalfIntegers {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedHalfIntegers*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      for (int half = 0; half < 2; ++half) {
+        DotSigned dot[R];
+        CARAVAN_UNROLL
+        for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b), half);
+        dot_add_signed(dot, blocks[b].q, 4 * half, rows, b);
+        const F32x16 d = load(blocks[b].d[half]);
+        CARAVAN_UNROLL
+        for (int r = 0; r < R; ++r) acc[r] = add_block(dot_end(dot[r]), d, block_of(rows, r, b).d, acc[r]);
+      }
+    }
+  }
+};
+
+// Signed bytes with a scale for all and a minimum for either half of 32.
+struct FamilyQ2_K {
+  static constexpr int kTile = kQuantTile;
+  template <int R>
+  static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
+    const auto* blocks = reinterpret_cast<const PackedQ2_K*>(panel);
+    for (int64_t b = 0; b < n_in / 32; ++b) {
+      const PackedQ2_K& block = blocks[b / 8];
+      const PackedQ2_K::Sub& sub = block.sub[b % 8];
+      DotSigned dot[R];
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
+      dot_add_signed(dot, sub.q, 0, rows, b);
+      dot_add_signed(dot, sub.q, 4, rows, b);
+      const F32x16 d = load_f16(block.d), minus_d_min = neg(load_f16(block.d_min));
+      const F32x16 min_0 = mul(minus_d_min, to_f32(load_u8(sub.min[0])));
+      const F32x16 min_1 = mul(minus_d_min, to_f32(load_u8(sub.min[1])));
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const ActivationBlock& a = block_of(rows, r, b);
+        acc[r] = add_block(dot_end(dot[r]), d, a.d, acc[r]);
+        acc[r] = fma(min_0, splat(a.d * static_cast<float>(a.half_sum[0])), acc[r]);
+        acc[r] = fma(min_1, splat(a.d * static_cast<float>(a.half_sum[1])), acc[r]);
+      }
     }
   }
 };
@@ -268,29 +515,48 @@ void mul_mat_family(const MulMatCall& call, int64_t panel_begin, int64_t panel_e
 
 void mul_mat(const PackedMatrix& w, int64_t panel_begin, int64_t panel_end, const void* activations,
              size_t activation_stride, int64_t n_rows, float* out, int64_t out_stride) {
-  using tensor::DType;
   const MulMatCall call{w,
                         static_cast<int64_t>(packed_panel_bytes(w.dtype, w.n_in)),
                         static_cast<const char*>(activations),
                         activation_stride,
                         out,
                         out_stride};
-  switch (w.dtype) {
-    case DType::q8_0:
+  switch (panel_form(w.dtype)) {
+    case PanelForm::q8_0:
       return mul_mat_family<FamilyInt8<PackedQ8_0, DecodeF16>>(call, panel_begin, panel_end, n_rows);
-    case DType::mxfp4:
-      return mul_mat_family<FamilyInt8<PackedMxfp4, DecodeBF16>>(call, panel_begin, panel_end, n_rows);
-    case DType::q4_0:
+    case PanelForm::integers:
+      return mul_mat_family<FamilyInt8<PackedIntegers, DecodeF32>>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::half_integers:
+      return mul_mat_family<FamilyHalfIntegers>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::iq4_nl:
+      return mul_mat_family<FamilyCodes<tensor::kIq4Values, DecodeF16>>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::iq4_xs:
+      return mul_mat_family<FamilyIq4Xs>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::mxfp4:
+      return mul_mat_family<FamilyCodes<tensor::kTwiceE2m1, DecodeBF16>>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::nvfp4:
+      return mul_mat_family<FamilyNvfp4>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::q4_0:
       return mul_mat_family<FamilyQ4_0>(call, panel_begin, panel_end, n_rows);
-    case DType::q4_k:
+    case PanelForm::q4_1:
+      return mul_mat_family<FamilyQ4_1>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::q5_0:
+      return mul_mat_family<FamilyQ5_0>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::q5_1:
+      return mul_mat_family<FamilyQ5_1>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::q2_k:
+      return mul_mat_family<FamilyQ2_K>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::q4_k:
       return mul_mat_family<FamilyQ4_K>(call, panel_begin, panel_end, n_rows);
-    case DType::q6_k:
+    case PanelForm::q5_k:
+      return mul_mat_family<FamilyQ5_K>(call, panel_begin, panel_end, n_rows);
+    case PanelForm::q6_k:
       return mul_mat_family<FamilyQ6_K>(call, panel_begin, panel_end, n_rows);
-    case DType::f16:
+    case PanelForm::f16:
       return mul_mat_family<FamilyFloat<DecodeF16>>(call, panel_begin, panel_end, n_rows);
-    case DType::bf16:
+    case PanelForm::bf16:
       return mul_mat_family<FamilyFloat<DecodeBF16>>(call, panel_begin, panel_end, n_rows);
-    default:
+    case PanelForm::f32:
       return mul_mat_family<FamilyFloat<DecodeF32>>(call, panel_begin, panel_end, n_rows);
   }
 }

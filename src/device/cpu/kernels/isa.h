@@ -14,6 +14,7 @@
 
 #include "device/cpu/kernels/kernels.h"
 #include "device/cpu/kernels/layout.h"
+#include "tensor/blocks.h"
 #include "tensor/dtype.h"
 #include "tensor/half.h"
 

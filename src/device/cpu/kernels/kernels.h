@@ -14,7 +14,7 @@
 namespace caravan::device::cpu {
 
 // Names the arithmetic below: two machines with the same string give the same bits. Raised whenever results change.
-inline constexpr const char* kNumericClass = "cpu-fma16-1";
+inline constexpr const char* kNumericClass = "cpu-fma16-2";
 
 // ---- Weights -------------------------------------------------------------------------------------------------------
 
@@ -32,9 +32,9 @@ struct PackedMatrix {
   int64_t n_panels() const { return (n_out + kPanelRows - 1) / kPanelRows; }
 };
 
-// Bytes of one packed panel (16 rows) and of the whole packed matrix. F32, F16, BF16, Q8_0, Q4_0 and Q6_K take their
-// GGUF size, Q4_K 2.8% more, MXFP4 becomes int8 (1.9 times its size), other types are unpacked to f32. n_in is a
-// multiple of the type's block length.
+// Bytes of one packed panel (16 rows) and of the whole packed matrix. Floats, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and Q6_K
+// take their GGUF size, Q4_K and Q5_K 3% more; Q3_K takes that of Q6_K; the others become bytes with scales, 8.5 to 10
+// bits a weight. n_in is a multiple of the type's block length.
 size_t packed_panel_bytes(tensor::DType dtype, int64_t n_in);
 size_t packed_bytes(tensor::DType dtype, int64_t n_in, int64_t n_out);
 
@@ -166,8 +166,8 @@ struct Kernels {
   //   activations: n_rows rows of activation_kind(w.dtype), activation_stride bytes apart (q8: a multiple of 64).
   //   out: rows out_stride floats apart; out[row * out_stride + j]. Overwrites.
   // Quantised types: per block of 32 an exact integer dot product s, then acc = fma(s, d_w * d_a, acc) in order of k
-  // (and acc = fma(-min_w, d_sum_a, acc) for Q4_K). Floats: fma in order of k within chunks of 64, chunks added in
-  // order.
+  // (and acc = fma(min_w, d_sum_a, acc) where a type has a minimum). Floats: fma in order of k within chunks of 64,
+  // chunks added in order.
   void (*mul_mat)(const PackedMatrix& w, int64_t panel_begin, int64_t panel_end, const void* activations,
                   size_t activation_stride, int64_t n_rows, float* out, int64_t out_stride);
 

@@ -17,18 +17,75 @@ struct PackedQ8_0 {
 };
 static_assert(sizeof(PackedQ8_0) == 16 * 34);
 
-// 32 k of 16 rows each, laid out as PackedQ8_0: the 4-bit codes are unpacked to the integers they stand for.
-struct PackedMxfp4 {
-  uint16_t d[16];   // bf16 scale per row, which holds every power of two of the type
-  int8_t q[8][64];  // -12..12
+// 32 k of 16 rows each, laid out as PackedQ8_0, of types that are whole numbers times a scale (tensor/integer_form.h).
+struct PackedIntegers {
+  float d[16];
+  int8_t q[8][64];
 };
-static_assert(sizeof(PackedMxfp4) == sizeof(PackedQ8_0));
+static_assert(sizeof(PackedIntegers) == 16 * 36);
+
+// The same with a scale per 16 k: groups 0..3 use d[0], groups 4..7 d[1].
+struct PackedHalfIntegers {
+  float d[2][16];
+  int8_t q[8][64];
+};
+static_assert(sizeof(PackedHalfIntegers) == 16 * 40);
 
 struct PackedQ4_0 {
   uint16_t d[16];
   uint8_t q[4][64];  // low nibbles: group j, high nibbles: group j + 4; weight = nibble - 8
 };
 static_assert(sizeof(PackedQ4_0) == 16 * 18);
+
+struct PackedQ4_1 {
+  uint16_t d[16];
+  uint16_t m[16];
+  uint8_t q[4][64];  // as PackedQ4_0; weight = d * nibble + m
+};
+static_assert(sizeof(PackedQ4_1) == 16 * 20);
+
+// Four-bit codes that choose from sixteen signed values, 32 k of 16 rows each.
+struct PackedCodes {
+  uint16_t d[16];    // f16 (IQ4_NL) or bf16 (MXFP4, which holds every power of two of the type)
+  uint8_t q[4][64];  // as PackedQ4_0
+};
+static_assert(sizeof(PackedCodes) == 16 * 18);
+
+// The same with a scale per 16 k (NVFP4): low nibbles use d[0], high nibbles d[1].
+struct PackedHalfCodes {
+  uint16_t d[2][16];  // f16, which holds every scale of the type
+  uint8_t q[4][64];
+};
+static_assert(sizeof(PackedHalfCodes) == 16 * 20);
+
+// 256 k of 16 rows of codes: y = d * scale * value.
+struct PackedIq4Xs {
+  uint16_t d[16];
+  struct Sub {  // 32 k
+    int8_t scale[16];
+    uint8_t q[4][64];
+  } sub[8];
+};
+static_assert(sizeof(PackedIq4Xs) == 32 + 8 * 272);
+
+// Five-bit weights of 32 k.
+struct FiveBits {
+  uint8_t low[4][64];  // low four bits as PackedQ4_0
+  uint8_t high[64];    // bit g belongs to group g
+};
+
+struct PackedQ5_0 {
+  uint16_t d[16];
+  FiveBits q;  // weight = d * (q - 16)
+};
+static_assert(sizeof(PackedQ5_0) == 16 * 22);
+
+struct PackedQ5_1 {
+  uint16_t d[16];
+  uint16_t m[16];
+  FiveBits q;  // weight = d * q + m
+};
+static_assert(sizeof(PackedQ5_1) == 16 * 24);
 
 // 256 k of 16 rows: y = d * scale * q - d_min * min.
 struct PackedQ4_K {
@@ -42,7 +99,30 @@ struct PackedQ4_K {
 };
 static_assert(sizeof(PackedQ4_K) == 64 + 8 * 288);
 
-// 256 k of 16 rows: y = d * scale * (q - 32), one scale per 16 k.
+// 256 k of 16 rows: y = d * scale * q - d_min * min.
+struct PackedQ5_K {
+  uint16_t d[16];
+  uint16_t d_min[16];
+  struct Sub {  // 32 k
+    uint8_t scale[16];
+    uint8_t min[16];
+    FiveBits q;
+  } sub[8];
+};
+static_assert(sizeof(PackedQ5_K) == 64 + 8 * 352);
+
+// 256 k of 16 rows: y = d * q - d_min * min, where q is the two-bit weight times its scale.
+struct PackedQ2_K {
+  uint16_t d[16];
+  uint16_t d_min[16];
+  struct Sub {  // 32 k: groups 0..3 use min[0], groups 4..7 min[1]
+    uint8_t min[2][16];
+    int8_t q[8][64];  // 0..45
+  } sub[8];
+};
+static_assert(sizeof(PackedQ2_K) == 64 + 8 * 544);
+
+// 256 k of 16 rows: y = d * scale * (q - 32), one scale per 16 k. Q3_K has this form, too, with q from 28 to 35.
 struct PackedQ6_K {
   uint16_t d[16];
   struct Sub {  // 32 k: groups 0..3 use scale[0], groups 4..7 scale[1]
@@ -52,6 +132,29 @@ struct PackedQ6_K {
   } sub[8];
 };
 static_assert(sizeof(PackedQ6_K) == 16 * 210);
+
+// The forms that weights are packed in, and the form of each type.
+enum class PanelForm : uint8_t {
+  f32,
+  f16,
+  bf16,
+  q8_0,
+  integers,
+  half_integers,
+  iq4_nl,
+  iq4_xs,
+  mxfp4,
+  nvfp4,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q2_k,
+  q4_k,
+  q5_k,
+  q6_k,
+};
+PanelForm panel_form(tensor::DType dtype);
 
 // Values per partial sum of a float dot product.
 inline constexpr int64_t kFloatChunk = 64;

@@ -159,6 +159,17 @@ template <int t>
 CARAVAN_INLINE U8x64 bit_pair(U8x64 a) {
   return {bit_pair_256<t>(a.lo), bit_pair_256<t>(a.hi)};
 }
+template <int t>
+CARAVAN_INLINE __m256i single_bit_256(__m256i a) {
+  const __m256i bit = and_bytes(a, 1 << t);
+  if constexpr (t < 4) return _mm256_slli_epi16(bit, 4 - t);
+  if constexpr (t == 4) return bit;
+  return _mm256_srli_epi16(bit, t > 4 ? t - 4 : 0);
+}
+template <int t>
+CARAVAN_INLINE U8x64 single_bit(U8x64 a) {
+  return {single_bit_256<t>(a.lo), single_bit_256<t>(a.hi)};
+}
 CARAVAN_INLINE U8x64 bitwise_or(U8x64 a, U8x64 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
 
 CARAVAN_INLINE __m256i broadcast_4(const void* p) {
@@ -169,14 +180,16 @@ CARAVAN_INLINE __m256i broadcast_4(const void* p) {
 
 // Small weights: maddubs gives 16-bit sums of two products, and 16-bit additions suffice for a whole block, because the
 // accumulator starts at minus the offset times the activations: the final value is a sum of 16 terms of at most
-// 8 * 127 (Q4_0) or 15 * 127 (Q4_K), or of 8 terms of at most 32 * 127 (half a Q6_K block), below 32768 each time.
+// 8 * 127 (Q4_0), 15 * 127 (Q4_K) or 16 * 127 (five bits), or of 8 terms of at most 32 * 127 (half a Q6_K block), below
+// 32768 each time.
 struct DotSmall {
   __m256i lo, hi;
 };
 template <int kOffset>
 CARAVAN_INLINE DotSmall dot_begin(const ActivationBlock& a, int half) {
   if constexpr (kOffset == 0) return {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  const __m256i start = kOffset == 8 ? broadcast_4(a.minus_8_sum) : broadcast_4(a.minus_32_sum + 2 * half);
+  __m256i start = kOffset == 32 ? broadcast_4(a.minus_32_sum + 2 * half) : broadcast_4(a.minus_8_sum);
+  if constexpr (kOffset == 16) start = _mm256_slli_epi16(start, 1);
   return {start, start};
 }
 CARAVAN_INLINE void dot_add(DotSmall& dot, U8x64 w, const int8_t* a) {
@@ -210,14 +223,22 @@ CARAVAN_INLINE I32x16 dot_end_scaled(DotSmall dot, DotScale s, const ActivationB
 struct SignedWeights {
   __m256i lo, hi, abs_lo, abs_hi;
 };
-CARAVAN_INLINE SignedWeights load_signed(const int8_t* p) {
-  const __m256i lo = load_256(p), hi = load_256(p + 32);
+CARAVAN_INLINE SignedWeights signed_weights(__m256i lo, __m256i hi) {
   return {lo, hi, _mm256_abs_epi8(lo), _mm256_abs_epi8(hi)};
+}
+CARAVAN_INLINE SignedWeights load_signed(const int8_t* p) { return signed_weights(load_256(p), load_256(p + 32)); }
+struct CodeTable {
+  __m256i v;  // twice
+};
+CARAVAN_INLINE CodeTable load_codes(const int8_t* p) { return {_mm256_broadcastsi128_si256(load_128(p))}; }
+CARAVAN_INLINE SignedWeights look_up(CodeTable table, U8x64 codes) {
+  return signed_weights(_mm256_shuffle_epi8(table.v, codes.lo), _mm256_shuffle_epi8(table.v, codes.hi));
 }
 struct DotSigned {
   I32x16 sum;
 };
 CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock&) { return {isplat(0)}; }
+CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock&, int /*half*/) { return {isplat(0)}; }
 CARAVAN_INLINE void dot_add(DotSigned& dot, SignedWeights w, const int8_t* a) {
   const __m256i x = broadcast_4(a), one = _mm256_set1_epi16(1);
   const __m256i lo = _mm256_maddubs_epi16(w.abs_lo, _mm256_sign_epi8(x, w.lo));

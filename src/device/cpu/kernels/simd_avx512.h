@@ -111,6 +111,13 @@ CARAVAN_INLINE U8x64 bit_pair(U8x64 a) {
   if constexpr (t == 2) return {and_bytes(a.v, 0x30)};
   return {and_bytes(_mm512_srli_epi16(a.v, 2), 0x30)};
 }
+template <int t>
+CARAVAN_INLINE U8x64 single_bit(U8x64 a) {
+  const __m512i bit = and_bytes(a.v, 1 << t);
+  if constexpr (t < 4) return {_mm512_slli_epi16(bit, 4 - t)};
+  if constexpr (t == 4) return {bit};
+  return {_mm512_srli_epi16(bit, t > 4 ? t - 4 : 0)};
+}
 CARAVAN_INLINE U8x64 bitwise_or(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
 
 CARAVAN_INLINE __m512i broadcast_4(const void* p) {
@@ -127,7 +134,7 @@ struct DotSmall {
 };
 template <int kOffset>
 CARAVAN_INLINE DotSmall dot_begin(const ActivationBlock& a, int half) {
-  if constexpr (kOffset == 8) return {_mm512_set1_epi32(-8 * a.sum)};
+  if constexpr (kOffset == 8 || kOffset == 16) return {_mm512_set1_epi32(-kOffset * a.sum)};
   if constexpr (kOffset == 32) return {_mm512_set1_epi32(-32 * a.half_sum[half])};
   return {_mm512_setzero_si512()};
 }
@@ -151,13 +158,16 @@ CARAVAN_INLINE I32x16 dot_end_scaled(DotSmall dot, DotScale s, const ActivationB
 struct SignedWeights {
   __m512i v;
 };
-CARAVAN_INLINE SignedWeights load_signed(const int8_t* p) {
-  return {_mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8(static_cast<char>(0x80)))};
+CARAVAN_INLINE SignedWeights signed_weights(__m512i w) {
+  return {_mm512_xor_si512(w, _mm512_set1_epi8(static_cast<char>(0x80)))};
 }
 struct DotSigned {
   __m512i v;
 };
 CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock& a) { return {_mm512_set1_epi32(-128 * a.sum)}; }
+CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock& a, int half) {
+  return {_mm512_set1_epi32(-128 * a.half_sum[half])};
+}
 CARAVAN_INLINE void dot_add(DotSigned& dot, SignedWeights w, const int8_t* a) {
   dot.v = _mm512_dpbusd_epi32(dot.v, w.v, broadcast_4(a));
 }
@@ -172,6 +182,7 @@ struct DotSmall {
 template <int kOffset>
 CARAVAN_INLINE DotSmall dot_begin(const ActivationBlock& a, int half) {
   if constexpr (kOffset == 8) return {broadcast_4(a.minus_8_sum)};
+  if constexpr (kOffset == 16) return {_mm512_slli_epi16(broadcast_4(a.minus_8_sum), 1)};
   if constexpr (kOffset == 32) return {broadcast_4(a.minus_32_sum + 2 * half)};
   return {_mm512_setzero_si512()};
 }
@@ -198,14 +209,12 @@ struct SignedWeights {
   __m512i abs;
   __mmask64 negative;
 };
-CARAVAN_INLINE SignedWeights load_signed(const int8_t* p) {
-  const __m512i w = _mm512_loadu_si512(p);
-  return {_mm512_abs_epi8(w), _mm512_movepi8_mask(w)};
-}
+CARAVAN_INLINE SignedWeights signed_weights(__m512i w) { return {_mm512_abs_epi8(w), _mm512_movepi8_mask(w)}; }
 struct DotSigned {
   I32x16 sum;
 };
 CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock&) { return {isplat(0)}; }
+CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock&, int /*half*/) { return {isplat(0)}; }
 CARAVAN_INLINE void dot_add(DotSigned& dot, SignedWeights w, const int8_t* a) {
   const __m512i x = broadcast_4(a);
   const __m512i signed_x = _mm512_mask_sub_epi8(x, w.negative, _mm512_setzero_si512(), x);
@@ -215,3 +224,14 @@ CARAVAN_INLINE void dot_add(DotSigned& dot, SignedWeights w, const int8_t* a) {
 CARAVAN_INLINE I32x16 dot_end(DotSigned dot) { return dot.sum; }
 
 #endif
+
+CARAVAN_INLINE SignedWeights load_signed(const int8_t* p) { return signed_weights(_mm512_loadu_si512(p)); }
+struct CodeTable {
+  __m512i v;  // four times
+};
+CARAVAN_INLINE CodeTable load_codes(const int8_t* p) {
+  return {_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+CARAVAN_INLINE SignedWeights look_up(CodeTable table, U8x64 codes) {
+  return signed_weights(_mm512_shuffle_epi8(table.v, codes.v));
+}

@@ -170,6 +170,12 @@ CARAVAN_INLINE U8x64 bit_pair(U8x64 a) {
   if constexpr (t == 2) CARAVAN_EACH(U8x64, vandq_u8(a.q[i], vdupq_n_u8(0x30)));
   CARAVAN_EACH(U8x64, vandq_u8(vshrq_n_u8(a.q[i], 2), vdupq_n_u8(0x30)));
 }
+template <int t>
+CARAVAN_INLINE U8x64 single_bit(U8x64 a) {
+  if constexpr (t < 4) CARAVAN_EACH(U8x64, vshlq_n_u8(vandq_u8(a.q[i], vdupq_n_u8(1 << t)), 4 - t));
+  if constexpr (t == 4) CARAVAN_EACH(U8x64, vandq_u8(a.q[i], vdupq_n_u8(1 << t)));
+  CARAVAN_EACH(U8x64, vshrq_n_u8(vandq_u8(a.q[i], vdupq_n_u8(1 << t)), t > 4 ? t - 4 : 1));
+}
 CARAVAN_INLINE U8x64 bitwise_or(U8x64 a, U8x64 b) { CARAVAN_EACH(U8x64, vorrq_u8(a.q[i], b.q[i])); }
 
 CARAVAN_INLINE int8x16_t broadcast_4(const int8_t* p) {
@@ -188,6 +194,13 @@ struct SignedWeights {
   int8x16_t q[4];
 };
 CARAVAN_INLINE SignedWeights load_signed(const int8_t* p) { CARAVAN_EACH(SignedWeights, vld1q_s8(p + 16 * i)); }
+struct CodeTable {
+  int8x16_t v;
+};
+CARAVAN_INLINE CodeTable load_codes(const int8_t* p) { return {vld1q_s8(p)}; }
+CARAVAN_INLINE SignedWeights look_up(CodeTable table, U8x64 codes) {
+  CARAVAN_EACH(SignedWeights, vqtbl1q_s8(table.v, codes.q[i]));
+}
 
 #if defined(CARAVAN_DOTPROD)
 
@@ -197,7 +210,7 @@ struct DotSmall {
 };
 template <int kOffset>
 CARAVAN_INLINE DotSmall dot_begin(const ActivationBlock& a, int half) {
-  const int32_t start = kOffset == 8 ? -8 * a.sum : kOffset == 32 ? -32 * a.half_sum[half] : 0;
+  const int32_t start = kOffset == 32 ? -32 * a.half_sum[half] : -kOffset * a.sum;
   CARAVAN_EACH(DotSmall, vdupq_n_s32(start));
 }
 CARAVAN_INLINE void dot_add(DotSmall& dot, U8x64 w, const int8_t* a) {
@@ -214,6 +227,7 @@ struct DotSigned {
   int32x4_t q[4];
 };
 CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock&) { CARAVAN_EACH(DotSigned, vdupq_n_s32(0)); }
+CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock& a, int /*half*/) { return dot_signed_begin(a); }
 CARAVAN_INLINE void dot_add(DotSigned& dot, SignedWeights w, const int8_t* a) {
   const int8x16_t x = broadcast_4(a);
   CARAVAN_UNROLL
@@ -223,7 +237,7 @@ CARAVAN_INLINE I32x16 dot_end(DotSigned dot) { CARAVAN_EACH(I32x16, dot.q[i]); }
 
 #else
 
-// Products are added per byte position in 16 bits: lane 4 * row + j sums at most 8 products of 15 * 127 or 4 of 63 *
+// Products are added per byte position in 16 bits: lane 4 * row + j sums at most 8 products of 31 * 127 or 4 of 63 *
 // 127.
 struct DotSmall {
   int16x8_t lo[4], hi[4];  // rows 4i, 4i + 1 and rows 4i + 2, 4i + 3
@@ -246,7 +260,7 @@ CARAVAN_INLINE void dot_add(DotSmall& dot, U8x64 w, const int8_t* a) {
 }
 template <int kOffset>
 CARAVAN_INLINE I32x16 dot_end(DotSmall dot, const ActivationBlock& a, int half) {
-  const int32x4_t start = vdupq_n_s32(kOffset == 8 ? -8 * a.sum : kOffset == 32 ? -32 * a.half_sum[half] : 0);
+  const int32x4_t start = vdupq_n_s32(kOffset == 32 ? -32 * a.half_sum[half] : -kOffset * a.sum);
   CARAVAN_EACH(I32x16, vaddq_s32(start, vpaddq_s32(vpaddlq_s16(dot.lo[i]), vpaddlq_s16(dot.hi[i]))));
 }
 
@@ -260,6 +274,7 @@ CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock&) {
   for (int i = 0; i < 4; ++i) dot.lo[i] = dot.hi[i] = vdupq_n_s32(0);
   return dot;
 }
+CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock& a, int /*half*/) { return dot_signed_begin(a); }
 CARAVAN_INLINE void dot_add(DotSigned& dot, SignedWeights w, const int8_t* a) {
   const int8x16_t x = broadcast_4(a);
   CARAVAN_UNROLL

@@ -240,20 +240,27 @@ CARAVAN_INLINE U8x64 bit_pair(U8x64 a) {
   for (int i = 0; i < 64; ++i) a.v[i] = static_cast<uint8_t>((a.v[i] >> (2 * t) & 3) << 4);
   return a;
 }
+// Bit t << 4.
+template <int t>
+CARAVAN_INLINE U8x64 single_bit(U8x64 a) {
+  for (int i = 0; i < 64; ++i) a.v[i] = static_cast<uint8_t>((a.v[i] >> t & 1) << 4);
+  return a;
+}
 CARAVAN_INLINE U8x64 bitwise_or(U8x64 a, U8x64 b) {
   for (int i = 0; i < 64; ++i) a.v[i] |= b.v[i];
   return a;
 }
 
 // Integer dot products of 16 rows with one activation row.
-//   DotSmall: weights 0..63 stored with an offset (0, 8 or 32) that the result subtracts; half: which 16 of the block's
-//   32 k (offset 32 only). DotSigned: weights -128..127. add takes one group: 64 weight bytes and 4 activation bytes.
+//   DotSmall: weights 0..63 stored with an offset (0, 8, 16 or 32) that the result subtracts; half: which 16 of the
+//   block's 32 k (offset 32 only). DotSigned: weights -128..127, over 32 k or the given half of them. add takes one
+//   group: 64 weight bytes and 4 activation bytes.
 struct DotSmall {
   I32x16 sum;
 };
 template <int kOffset>
 CARAVAN_INLINE DotSmall dot_begin(const ActivationBlock& a, int half) {
-  if constexpr (kOffset == 8) return {isplat(-8 * a.sum)};
+  if constexpr (kOffset == 8 || kOffset == 16) return {isplat(-kOffset * a.sum)};
   if constexpr (kOffset == 32) return {isplat(-32 * a.half_sum[half])};
   return {isplat(0)};
 }
@@ -286,10 +293,26 @@ CARAVAN_INLINE SignedWeights load_signed(const int8_t* p) {
   std::memcpy(r.v, p, 64);
   return r;
 }
+// Sixteen signed values that four-bit codes choose from.
+struct CodeTable {
+  int8_t v[16];
+};
+CARAVAN_INLINE CodeTable load_codes(const int8_t* p) {
+  CodeTable r;
+  std::memcpy(r.v, p, 16);
+  return r;
+}
+// The values of codes 0..15.
+CARAVAN_INLINE SignedWeights look_up(CodeTable table, U8x64 codes) {
+  SignedWeights r;
+  for (int i = 0; i < 64; ++i) r.v[i] = table.v[codes.v[i]];
+  return r;
+}
 struct DotSigned {
   I32x16 sum;
 };
 CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock&) { return {isplat(0)}; }
+CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock&, int /*half*/) { return {isplat(0)}; }
 CARAVAN_INLINE void dot_add(DotSigned& dot, SignedWeights w, const int8_t* a) {
   CARAVAN_LANES {
     const int8_t* row = w.v + 4 * i;
