@@ -15,7 +15,7 @@ namespace caravan::app {
 namespace {
 
 struct BackendCommandOptions {
-  std::string host = "127.0.0.1", token, log_level = "info", name;
+  std::string host = "127.0.0.1", token, log_level = "info", name, advertise;
   int port = 50052, n_threads = 0;
   uint32_t keep_alive_s = 300;
   uint64_t mem_mib = 0;
@@ -70,6 +70,11 @@ OptionParser make_parser(BackendCommandOptions& o) {
               {"APP_MODELS_DIR"},
               into(o.models_dir)});
   parser.add({{"--name"}, "NAME", "name in the servers' logs (the host's name)", {}, into(o.name)});
+  parser.add({{"--advertise"},
+              "HOST:PORT",
+              "where other backends reach this one (where the server does)",
+              {"APP_ADVERTISE"},
+              into(o.advertise)});
   add_log_options(parser, o.log_level);
   parser.unsupported({"-d", "--device"});
   return parser;
@@ -122,6 +127,7 @@ int run_backend(int argc, char** argv) {
   service_options.endpoint = {options.host, static_cast<uint16_t>(options.port)};
   service_options.token = options.token;
   service_options.name = options.name;
+  service_options.advertise = options.advertise;
   service_options.keep_alive = std::chrono::seconds(options.keep_alive_s);
   service_options.cache = cache.get();
   service_options.library = library.get();

@@ -52,6 +52,7 @@ uint32_t max_outputs(const stage::CacheConfig& cache, const models::Hyperparamet
 cluster::ClusterOptions cluster_options(const ModelOptions& options, const models::Hyperparameters& hp) {
   cluster::ClusterOptions cluster;
   cluster.backends = options.rpc;
+  cluster.relay = options.rpc_relay;
   cluster.rpc_wait = std::chrono::seconds(options.rpc_wait_s);
   cluster.cache.k_type = cache_type(options.k_type);
   cluster.cache.v_type = cache_type(options.v_type);
@@ -100,6 +101,7 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
               "secret shared with the backends: encrypts and authenticates (TLS 1.3)",
               {"APP_RPC_TOKEN"},
               into(o.rpc_token)});
+  parser.add({{"--rpc-relay"}, "", "pass activations between backends through this process", {}, into(o.rpc_relay)});
   parser.add({{"--rpc-wait"}, "S", "seconds to wait for backends at the start (60)", {}, into(o.rpc_wait_s, 0, 86400)});
   parser.add({{"--cache-dir"},
               "DIR",

@@ -31,6 +31,7 @@ struct ModelOptions {
   std::string rpc_token;
   uint32_t rpc_wait_s = 60, recovery_timeout_s = 60;
   double rpc_timeout_s = 5;
+  bool rpc_relay = false;
   std::optional<uint32_t> n_gpu_layers;  // -ngl
   std::vector<double> tensor_split;      // -ts
   std::string cache_dir;                 // --cache-dir; empty: the default folder

@@ -6,8 +6,10 @@
 #include <cstdint>
 
 #include "base/error.h"
+#include "net/endpoint.h"
 #include "net/frame.h"
 #include "remote/codec.h"
+#include "remote/inlet.h"
 #include "remote/protocol.h"
 
 namespace {
@@ -104,6 +106,28 @@ void decode(const net::Frame& frame) {
       break;
     case MessageType::unloaded:
       parse_header<pb::Unloaded>(frame);
+      break;
+    case MessageType::session_opened:
+      parse_header<pb::SessionOpened>(frame);
+      break;
+    case MessageType::hop_lost:
+      printable(parse_header<pb::HopLost>(frame).text(), 1024);
+      break;
+    case MessageType::probe: {
+      const auto probe = parse_header<pb::Probe>(frame);
+      net::parse_endpoint(probe.endpoint());
+      break;
+    }
+    case MessageType::probe_result:
+      printable(parse_header<pb::ProbeResult>(frame).error(), 1024);
+      break;
+    case MessageType::attach: {
+      const auto attach = parse_header<pb::Attach>(frame);
+      InletTable().find(attach.key());
+      break;
+    }
+    case MessageType::attached:
+      parse_header<pb::Attached>(frame);
       break;
   }
 }

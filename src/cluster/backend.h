@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "stage/stage.h"
 
 namespace caravan::cluster {
@@ -25,6 +27,13 @@ class Backend {
   virtual uint64_t memory_free() const = 0;
   virtual std::string numeric_class() const = 0;
   virtual std::unique_ptr<stage::Stage> make_stage() = 0;
+  // Where other backends find this one (without stage and key); nullopt: nothing can come to it but from us.
+  virtual std::optional<stage::PeerRoute> peer_address() const { return std::nullopt; }
+  // Has this backend connect to another one, and waits: the round-trip time between the two. Throws Error saying why
+  // that one cannot be reached from here.
+  virtual std::chrono::microseconds probe(const stage::PeerRoute& other) const {
+    throw Error(name() + " cannot connect to " + other.endpoint);
+  }
 };
 
 // What a connected backend may tell later, from any thread, perhaps while or after the Backend is destroyed.

@@ -4,11 +4,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <future>
 #include <random>
 
 #include "base/log.h"
 #include "base/progress.h"
 #include "models/registry.h"
+#include "remote/inlet.h"
 #include "stage/local_stage.h"
 #include "weights/source.h"
 
@@ -105,16 +107,25 @@ struct ClusterPipeline::ActivePlan {
     Membership::Member member;  // keeps the connection
     std::unique_ptr<Hop> hop;
     std::unique_ptr<stage::Stage> stage;
-    double seconds_per_row = 0;  // under mutex; running mean; 0: nothing was computed yet
+    stage::DirectStage* direct = nullptr;  // the stage, if it is on a backend
+    bool hands_on = false;                 // its hidden rows go straight to the next part's backend
+    double seconds_per_row = 0;            // under mutex; running mean; 0: nothing was computed yet
   };
   // A batch under way.
   struct Flight {
     std::shared_ptr<const stage::Batch> batch;
-    size_t stage = 0;  // that computes it
+    size_t stage = 0;  // that computes it, or hands it on to who does
     Clock::time_point since;
+    std::vector<double> stage_seconds;  // of each part, as far as they are done
   };
   ~ActivePlan() {
     for (Part& part : parts) part.stage.reset();
+  }
+
+  // The part whose output comes to us when a step is started at this one.
+  size_t end_of_row(size_t part) const {
+    while (parts[part].hands_on) ++part;
+    return part;
   }
 
   uint64_t epoch = 0;
@@ -349,13 +360,79 @@ ClusterPipeline::Candidate ClusterPipeline::choose() const {
   return choose(Choice::anybody);
 }
 
+// Finds out which backends reach the next stage's: those hand hidden rows on by themselves.
+void ClusterPipeline::probe_hops(Candidate& candidate) const {
+  plan::Placement& placement = candidate.placement;
+  struct Probe {
+    size_t stage;
+    std::future<std::chrono::microseconds> rtt;
+  };
+  std::vector<Probe> probes;
+  const auto backend_of = [&](size_t stage) -> const Backend* {
+    return candidate.members[placement.stages[stage].device].backend.get();
+  };
+  const bool relay = options_.relay || Clock::now() < relay_until_.load();
+  for (size_t i = 1; i < placement.stages.size(); ++i) {
+    const Backend* from = backend_of(i - 1);
+    const Backend* to = backend_of(i);
+    if (from == nullptr || to == nullptr || from == to) continue;
+    placement.stages[i].input = plan::InputPath::relayed;
+    const auto address = to->peer_address();
+    if (relay || !address) continue;
+    probes.push_back({i, std::async(std::launch::async, [from, address] { return from->probe(*address); })});
+  }
+  for (Probe& probe : probes) {
+    try {
+      const std::chrono::duration<double, std::milli> rtt = probe.rtt.get();
+      placement.stages[probe.stage].input = plan::InputPath::direct;
+      spdlog::debug("{} reaches {}: {:.2f} ms", backend_of(probe.stage - 1)->name(), backend_of(probe.stage)->name(),
+                    rtt.count());
+    } catch (const Error& error) {
+      spdlog::warn("activations from {} to {} are relayed by this server: {}", backend_of(probe.stage - 1)->name(),
+                   backend_of(probe.stage)->name(), error.what());
+    }
+  }
+}
+
+// Opens the last stage first: one that connects to the next finds it waiting. Where that fails after all, the server
+// relays.
+void ClusterPipeline::open_stages(ActivePlan& plan) {
+  for (bool again = true; again;) {
+    again = false;
+    plan.epoch = ++epoch_;
+    std::string next_key;  // of the route into the part after
+    for (size_t i = plan.parts.size(); i-- > 0 && !again;) {
+      ActivePlan::Part& part = plan.parts[i];
+      stage::Routes routes;
+      if (part.hands_on) {
+        routes.output = plan.parts[i + 1].direct->address();
+        routes.output->key = next_key;
+      }
+      if (i > 0 && plan.parts[i - 1].hands_on) routes.input_key = next_key = remote::make_route_key();
+      if (!routes.input_key && !routes.output) {
+        part.stage->open(session_, plan.epoch, *part.hop);
+        continue;
+      }
+      try {
+        part.direct->open(session_, plan.epoch, *part.hop, routes);
+      } catch (const Error& error) {
+        if (!part.hands_on) throw;
+        spdlog::warn("activations from {} to {} are relayed by this server: {}", part.device, plan.parts[i + 1].device,
+                     error.what());
+        part.hands_on = false;
+        again = true;
+      }
+    }
+  }
+}
+
 // Loads and opens a candidate's stages: loading.plan.
 void ClusterPipeline::load_plan(Loading& loading) {
-  const Candidate& candidate = loading.candidate;
+  Candidate& candidate = loading.candidate;
   const plan::Placement& placement = candidate.placement;
+  probe_hops(candidate);
   spdlog::info("plan:\n{}", plan::describe(placement, candidate.offers));
   auto next = std::make_unique<ActivePlan>();
-  next->epoch = ++epoch_;
   for (size_t i = 0; i < placement.stages.size(); ++i) {
     const plan::PlacedStage& placed = placement.stages[i];
     ActivePlan::Part part;
@@ -366,9 +443,11 @@ void ClusterPipeline::load_plan(Loading& loading) {
     part.hop = std::make_unique<Hop>(*this, *next, i);
     part.stage = part.member.backend ? part.member.backend->make_stage() : std::make_unique<stage::LocalStage>(device_);
     load_stage(placed, placement, *part.stage, part.device, loading.cancelled);
+    part.direct = dynamic_cast<stage::DirectStage*>(part.stage.get());
+    part.hands_on = i + 1 < placement.stages.size() && placement.stages[i + 1].input == plan::InputPath::direct;
     next->parts.push_back(std::move(part));
   }
-  for (auto& part : next->parts) part.stage->open(session_, next->epoch, *part.hop);
+  open_stages(*next);
   next->summary = summarize(*next, candidate);
   loading.plan = std::move(next);
 }
@@ -434,10 +513,19 @@ uint64_t ClusterPipeline::submit(stage::Batch batch) {
   auto shared = std::make_shared<const stage::Batch>(std::move(batch));
   {
     const std::lock_guard in_flight_lock(active_->mutex);
-    active_->in_flight[ticket] = {shared, 0, Clock::now()};
+    active_->in_flight[ticket] = {shared, 0, Clock::now(), std::vector<double>(active_->parts.size())};
   }
-  active_->parts.front().stage->enqueue({session_, active_->epoch, ticket}, std::move(shared), {});
+  start_step(*active_, 0, ticket, std::move(shared), {});
   return ticket;
+}
+
+// Starts a step at a stage; what it hands on comes back from the last stage of the row.
+void ClusterPipeline::start_step(ActivePlan& plan, size_t stage, uint64_t ticket,
+                                 std::shared_ptr<const stage::Batch> batch, std::vector<float> input) {
+  const stage::Fence fence{session_, plan.epoch, ticket};
+  const size_t last = plan.end_of_row(stage);
+  if (last != stage) plan.parts[last].direct->expect(fence, batch);
+  plan.parts[stage].stage->enqueue(fence, std::move(batch), std::move(input));
 }
 
 void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::StageOutput output) noexcept {
@@ -445,6 +533,7 @@ void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::Sta
   const bool last = stage + 1 == plan.parts.size();
   if (output.stage_lost) return watch_->report({plan.epoch, std::move(output.error)});  // its tickets go with the plan
   std::shared_ptr<const stage::Batch> batch;
+  std::vector<double> seconds;
   {
     const std::lock_guard lock(plan.mutex);
     const auto found = plan.in_flight.find(ticket);
@@ -453,17 +542,29 @@ void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::Sta
       return;
     }
     batch = found->second.batch;
-    if (output.error.empty()) note_speed(plan.parts[stage].seconds_per_row, output.compute_seconds, batch->n_rows());
+    if (output.error.empty()) {
+      // The stages that the step has passed without us, then this one.
+      std::vector<double> passed = std::move(output.earlier_seconds);
+      passed.push_back(output.compute_seconds);
+      for (size_t i = 0; i < std::min(passed.size(), stage + 1); ++i) {
+        const double took = passed[passed.size() - 1 - i];
+        note_speed(plan.parts[stage - i].seconds_per_row, took, batch->n_rows());
+        found->second.stage_seconds[stage - i] = took;
+      }
+    }
     found->second.stage = stage + 1;
     found->second.since = Clock::now();
-    if (last || !output.error.empty()) plan.in_flight.erase(found);
+    if (last || !output.error.empty()) {
+      seconds = std::move(found->second.stage_seconds);
+      plan.in_flight.erase(found);
+    }
   }
   if (!output.error.empty()) {
     push_from(plan, engine::TicketFailed{ticket, fmt::format("{}: {}", plan.parts[stage].device, output.error)});
   } else if (last) {
-    push_from(plan, engine::Completion{ticket, std::move(output.outputs)});
+    push_from(plan, engine::Completion{ticket, std::move(output.outputs), std::move(seconds)});
   } else {
-    plan.parts[stage + 1].stage->enqueue(output.fence, std::move(batch), std::move(output.hidden));
+    start_step(plan, stage + 1, ticket, std::move(batch), std::move(output.hidden));
   }
 }
 
@@ -537,8 +638,11 @@ void ClusterPipeline::watch() {
 void ClusterPipeline::retire_broken_plan() {
   std::deque<Watch::Failure> failures;
   {
+    // Those of a plan that is being loaded stay.
     const std::lock_guard lock(watch_->mutex);
-    failures.swap(watch_->failures);
+    failures = watch_->failures;
+    std::erase_if(watch_->failures,
+                  [&](const Watch::Failure& failure) { return active_ && failure.epoch <= active_->epoch; });
   }
   if (!active_) return;
   for (const ActivePlan::Part& part : active_->parts) {
@@ -559,9 +663,14 @@ std::optional<std::string> ClusterPipeline::overdue() {
     const std::lock_guard lock(active_->mutex);
     std::vector<double> ahead(active_->parts.size());  // seconds of computing
     for (const auto& [ticket, flight] : active_->in_flight) {
-      const double per_row = active_->parts[flight.stage].seconds_per_row;
-      const double predicted = ahead[flight.stage] += per_row * flight.batch->n_rows();
-      const auto patience = per_row > 0 ? options_.ticket_patience : options_.first_ticket_patience;
+      double predicted = 0;
+      bool known = true;
+      for (size_t i = flight.stage; i <= active_->end_of_row(flight.stage); ++i) {
+        const double per_row = active_->parts[i].seconds_per_row;
+        predicted += ahead[i] += per_row * flight.batch->n_rows();
+        known = known && per_row > 0;
+      }
+      const auto patience = known ? options_.ticket_patience : options_.first_ticket_patience;
       const double most =
           predicted + std::max(std::chrono::duration<double>(patience).count(), kOverdueFactor * predicted);
       if (std::chrono::duration<double>(now - flight.since).count() > most) stuck = flight.stage;
@@ -570,6 +679,13 @@ std::optional<std::string> ClusterPipeline::overdue() {
   }
   if (!stuck) return std::nullopt;
   ActivePlan::Part& part = active_->parts[*stuck];
+  if (part.hands_on) {  // we do not see where it hangs: the next plan shows
+    relay_until_ = Clock::now() + kLongestAvoidance;
+    return fmt::format(
+        "{} and the stages after it have not answered a batch for far longer than it ever took; "
+        "activations go through this server for a while",
+        part.device);
+  }
   std::string reason = fmt::format("{} has not answered a batch for far longer than it ever took", part.device);
   avoid(part.device);
   if (part.member.backend) membership_->drop(part.member, reason);

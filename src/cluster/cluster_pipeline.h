@@ -1,5 +1,6 @@
-// The pipeline over stages, here and on backends: places layers, loads, relays activations from stage to stage, and
-// plans again when backends come and go. Implements engine::Pipeline.
+// The pipeline over stages, here and on backends: places layers, loads, joins stages so that activations go from
+// one to the next (or relays them where backends cannot reach each other), and plans again when backends come and go.
+// Implements engine::Pipeline.
 #pragma once
 
 #include <atomic>
@@ -41,6 +42,7 @@ struct ClusterOptions {
   uint64_t local_memory = 0;  // bytes the server's own stages may take; 0: no local stages beside backends
   int n_hash_threads = 1;
   std::filesystem::path hash_folder;  // where hashes of models are remembered; empty: nowhere
+  bool relay = false;                 // activations go through this process even where backends reach each other
 };
 
 class ClusterPipeline : public engine::Pipeline {
@@ -98,6 +100,8 @@ class ClusterPipeline : public engine::Pipeline {
   Candidate choose() const;
   bool is_avoided(const Membership::Member& member, Choice choice) const;
   void load_plan(Loading& loading);
+  void probe_hops(Candidate& candidate) const;
+  void open_stages(ActivePlan& plan);
   void load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
                   const std::string& name, const std::atomic<bool>& cancelled);
   weights::Manifest manifest_of(const stage::Slice& slice, bool hashed);
@@ -117,6 +121,8 @@ class ClusterPipeline : public engine::Pipeline {
   void plan_better();
 
   void push_from(const ActivePlan& plan, engine::PipelineEvent event);
+  void start_step(ActivePlan& plan, size_t stage, uint64_t ticket, std::shared_ptr<const stage::Batch> batch,
+                  std::vector<float> input);
   void stage_delivered(ActivePlan& plan, size_t stage, stage::StageOutput output) noexcept;
   bool stopping() const { return stopping_.load(); }
 
@@ -127,6 +133,8 @@ class ClusterPipeline : public engine::Pipeline {
   const models::Arch& arch_;
   const gguf::Metadata hyperparameter_metadata_;
   const models::Hyperparameters hp_;
+  // Until then no stage hands its output on by itself.
+  std::atomic<std::chrono::steady_clock::time_point> relay_until_{};
   const uint64_t session_;  // random, names this server's use of the stages
 
   // Used by start(), and then by the thread that loads a plan.

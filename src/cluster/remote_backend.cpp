@@ -11,7 +11,8 @@ namespace caravan::cluster {
 namespace {
 
 constexpr uint16_t kDefaultPort = 50052;
-constexpr auto kMemoryTimeout = std::chrono::seconds(20);  // a step in progress ends before its stage is freed
+constexpr auto kMemoryTimeout = std::chrono::seconds(20);        // a step in progress ends before its stage is freed
+constexpr auto kProbeTimeout = std::chrono::milliseconds(2500);  // the backend itself gives up after 2 s
 // A backend's first device holds our layers.
 constexpr size_t kDevice = 0;
 
@@ -26,6 +27,12 @@ class RemoteBackend : public Backend {
   uint64_t memory_free() const override { return link_->refresh_memory_free(kMemoryTimeout).at(kDevice); }
   std::string numeric_class() const override { return link_->info().devices.at(kDevice).numeric_class; }
   std::unique_ptr<stage::Stage> make_stage() override { return std::make_unique<remote::RemoteStage>(link_, kDevice); }
+  std::optional<stage::PeerRoute> peer_address() const override {
+    return stage::PeerRoute{link_->info().advertised, link_->info().id, 0, ""};
+  }
+  std::chrono::microseconds probe(const stage::PeerRoute& other) const override {
+    return link_->probe(other.endpoint, other.backend_id, kProbeTimeout);
+  }
 
  private:
   const std::string name_;

@@ -54,6 +54,7 @@ struct PlanSummary {
 struct Completion {
   uint64_t ticket = 0;
   std::vector<stage::RowOutput> rows;  // in the order of Batch::outputs
+  std::vector<double> stage_seconds;   // spent computing at each stage; empty: not known
 };
 
 // The ticket failed although the plan stands, e.g. the batch was refused; the reason is for the client.

@@ -306,12 +306,15 @@ std::map<size_t, std::string> left_out(const PlacementRequest& request, const st
 }
 
 std::string describe(const Placement& placement, const std::vector<DeviceOffer>& offers) {
-  std::string table = fmt::format("{:<28} {:>10} {:>10} {:>10} {:>10} {:>10}", "device", "layers", "weights",
-                                  "KV cache", "scratch", "free");
+  const auto text = [](InputPath input) {
+    return input == InputPath::direct ? "direct" : input == InputPath::relayed ? "relayed" : "server";
+  };
+  std::string table = fmt::format("{:<28} {:>10} {:>8} {:>10} {:>10} {:>10} {:>10}", "device", "layers", "input",
+                                  "weights", "KV cache", "scratch", "free");
   for (const PlacedStage& stage : placement.stages) {
     const DeviceOffer& offer = offers[stage.device];
-    table += fmt::format("\n{:<28} {:>10} {:>10} {:>10} {:>10} {:>10}", offer.name,
-                         fmt::format("{}-{}", stage.slice.layer_begin, stage.slice.layer_end - 1),
+    table += fmt::format("\n{:<28} {:>10} {:>8} {:>10} {:>10} {:>10} {:>10}", offer.name,
+                         fmt::format("{}-{}", stage.slice.layer_begin, stage.slice.layer_end - 1), text(stage.input),
                          format_bytes(stage.need.weights), format_bytes(stage.need.kv_cache),
                          format_bytes(stage.need.scratch), format_bytes(offer.memory_free));
   }

@@ -40,10 +40,14 @@ struct PlacementRequest {
   std::vector<double> tensor_split;      // shares of the backends' layers, in order; empty: by free memory
 };
 
+// How the hidden rows come to a stage: straight from the machine of the stage before, or through the server.
+enum class InputPath : uint8_t { server, direct, relayed };
+
 struct PlacedStage {
   size_t device = 0;  // index into the offers
   stage::Slice slice;
   stage::MemoryNeed need;
+  InputPath input = InputPath::server;  // set by who has tried: relayed where it would better be direct
 };
 
 // How fast the devices are, and what the plan is chosen for. The model's devices are the offers.
@@ -75,7 +79,7 @@ std::map<size_t, std::string> left_out(const PlacementRequest& request, const st
 // Blocks per group for sequences of n_ctx tokens in all: what place() chooses.
 std::vector<uint32_t> blocks_for_context(const PlacementRequest& request, uint32_t n_ctx);
 
-// The table that place() puts in its error and `caravan server` logs: device, layers, weights, KV cache, scratch, free.
+// The table that `caravan server` logs: device, layers, input, weights, KV cache, scratch, free.
 std::string describe(const Placement& placement, const std::vector<DeviceOffer>& offers);
 
 }  // namespace caravan::plan

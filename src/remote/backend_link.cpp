@@ -91,15 +91,17 @@ class BackendLink::State : public std::enable_shared_from_this<State> {
 
   mutable std::mutex mutex;
   std::condition_variable acknowledged;
-  std::map<uint32_t, std::shared_ptr<Listener>> listeners;  // under mutex
-  uint32_t next_stage = 1;                                  // under mutex
-  uint64_t longest_output = 0;                              // under mutex; of stages that are gone
-  std::vector<uint64_t> memory_free;                        // under mutex
-  uint64_t last_ack = 0, last_ping = 0;                     // under mutex; heartbeat sequences
-  std::set<uint32_t> unloading;                             // under mutex; stages that the backend is to free
-  std::function<void(const std::string&)> lost_callback;    // under mutex
-  std::string lost_reason;                                  // under mutex; not empty: it is lost
-  bool closed_here = false;                                 // under mutex
+  std::map<uint32_t, std::shared_ptr<Listener>> listeners;    // under mutex
+  uint32_t next_stage = 1;                                    // under mutex
+  uint64_t longest_output = 0;                                // under mutex; of stages that are gone
+  std::vector<uint64_t> memory_free;                          // under mutex
+  uint64_t last_ack = 0, last_ping = 0;                       // under mutex; heartbeat sequences
+  std::set<uint32_t> unloading;                               // under mutex; stages that the backend is to free
+  std::map<uint64_t, std::optional<pb::ProbeResult>> probes;  // under mutex; by sequence
+  uint64_t last_probe = 0;                                    // under mutex
+  std::function<void(const std::string&)> lost_callback;      // under mutex
+  std::string lost_reason;                                    // under mutex; not empty: it is lost
+  bool closed_here = false;                                   // under mutex
 };
 
 namespace {
@@ -119,6 +121,12 @@ uint32_t stage_of(const net::Frame& frame) {
       return parse_header<pb::Output>(frame).stage();
     case MessageType::unloaded:
       return parse_header<pb::Unloaded>(frame).stage();
+    case MessageType::session_opened:
+      return parse_header<pb::SessionOpened>(frame).stage();
+    case MessageType::hop_lost:
+      return parse_header<pb::HopLost>(frame).stage();
+    case MessageType::attached:
+      return parse_header<pb::Attached>(frame).stage();
     case MessageType::error:
       return parse_header<pb::Error>(frame).stage();
     default:
@@ -131,7 +139,8 @@ uint32_t stage_of(const net::Frame& frame) {
 net::FrameLimits BackendLink::State::limits(uint16_t type) const {
   const MessageInfo* message = find_message(type);
   if (message == nullptr) throw ProtocolError(fmt::format("unknown message type {}", type));
-  if (message->sender == Sender::server) throw ProtocolError(fmt::format("{} from a backend", message->name));
+  if (message->sender != Sender::backend && message->sender != Sender::both)
+    throw ProtocolError(fmt::format("{} from a backend", message->name));
   const bool is_answer = message->type == MessageType::hello_ack || message->type == MessageType::error;
   if (!greeted && !is_answer) throw ProtocolError(fmt::format("{} before HelloAck", message->name));
   if (greeted && message->type == MessageType::hello_ack) throw ProtocolError("a second HelloAck");
@@ -147,7 +156,7 @@ net::awaitable<void> BackendLink::State::greet() {
   hello.set_protocol_major(kProtocolMajor);
   hello.set_protocol_minor(kProtocolMinor);
   hello.set_software_version(CARAVAN_VERSION);
-  hello.set_role(pb::Hello::SERVER);
+  hello.set_role(options.role == LinkOptions::Role::peer ? pb::Hello::BACKEND : pb::Hello::SERVER);
   hello.set_name(options.name);
   channel->send(MessageType::hello, hello);
   std::optional<net::Frame> frame = co_await channel->read();
@@ -156,16 +165,22 @@ net::awaitable<void> BackendLink::State::greet() {
   const auto ack = parse_header<pb::HelloAck>(*frame);
   if (!is_compatible(ack.protocol_major()))
     throw NotSupportedError(
-        fmt::format("{} speaks {}, this server {}: run the same version on both sides", who,
+        fmt::format("{} speaks {}, this side {}: run the same version on both sides", who,
                     describe_version(ack.protocol_major(), ack.protocol_minor(), ack.software_version()),
                     describe_version(kProtocolMajor, kProtocolMinor, CARAVAN_VERSION)));
   if (ack.devices_size() < 1 || static_cast<size_t>(ack.devices_size()) > kMaxDevices)
     throw ProtocolError(fmt::format("{}: {} devices, expected 1 to {}", who, ack.devices_size(), kMaxDevices));
+  if (!options.expected_id.empty() && ack.backend_id() != options.expected_id)
+    throw ProtocolError(
+        fmt::format("{} is another backend ('{}') than the one meant: the name or address leads "
+                    "elsewhere from here; see --advertise",
+                    who, printable(ack.name())));
   info.name = ack.name();
   info.id = ack.backend_id();
   info.software_version = ack.software_version();
   info.protocol_minor = ack.protocol_minor();
   info.keep_alive = std::chrono::seconds(ack.keep_alive_s());
+  info.advertised = ack.advertise().empty() ? info.endpoint.text() : ack.advertise();
   for (const pb::Device& device : ack.devices()) {
     info.devices.push_back({device.name(), device.kind(), device.description(), device.memory_total(),
                             device.memory_free(), device.n_threads(), device.numeric_class()});
@@ -197,6 +212,12 @@ void BackendLink::State::handle(net::Frame frame) {
         memory_free.assign(ack.memory_free().begin(), ack.memory_free().end());
         last_ack = std::max(last_ack, ack.sequence());
       }
+      return acknowledged.notify_all();
+    }
+    case MessageType::probe_result: {
+      auto result = parse_header<pb::ProbeResult>(frame);
+      const std::lock_guard lock(mutex);
+      if (const auto asked = probes.find(result.sequence()); asked != probes.end()) asked->second = std::move(result);
       return acknowledged.notify_all();
     }
     default:
@@ -349,6 +370,27 @@ std::vector<uint64_t> BackendLink::refresh_memory_free(std::chrono::milliseconds
   return state.memory_free;
 }
 
+std::chrono::microseconds BackendLink::probe(const std::string& endpoint, const std::string& backend_id,
+                                             std::chrono::milliseconds timeout) {
+  State& state = *state_;
+  std::unique_lock lock(state.mutex);
+  const uint64_t sequence = ++state.last_probe;
+  state.probes.emplace(sequence, std::nullopt);
+  pb::Probe message;
+  message.set_sequence(sequence);
+  message.set_endpoint(endpoint);
+  message.set_backend_id(backend_id);
+  state.channel->send(MessageType::probe, message);
+  state.acknowledged.wait_for(lock, timeout, [&] { return state.probes.at(sequence) || !state.lost_reason.empty(); });
+  const std::optional<pb::ProbeResult> result = std::move(state.probes.extract(sequence).mapped());
+  if (!state.lost_reason.empty()) throw Error(state.lost_reason);
+  if (!result)
+    throw Error(fmt::format("{} did not say within {:.1f} s whether it reaches {}", state.who,
+                            std::chrono::duration<double>(timeout).count(), endpoint));
+  if (!result->error().empty()) throw Error(fmt::format("{}: {}", state.who, printable(result->error(), 1024)));
+  return std::chrono::microseconds(result->rtt_us());
+}
+
 bool BackendLink::alive() const { return !state_->channel->closed(); }
 
 std::string BackendLink::lost_reason() const {
@@ -389,6 +431,16 @@ uint32_t BackendLink::attach(const std::shared_ptr<Listener>& listener) {
   }
   if (!reason.empty()) listener->on_lost(reason);
   return stage;
+}
+
+void BackendLink::attach(const std::shared_ptr<Listener>& listener, uint32_t stage) {
+  std::string reason;
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->listeners.emplace(stage, listener);
+    reason = state_->lost_reason;
+  }
+  if (!reason.empty()) listener->on_lost(reason);
 }
 
 void BackendLink::detach(uint32_t stage) {

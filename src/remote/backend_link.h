@@ -1,4 +1,5 @@
-// A server's connection to one backend: the handshake, heartbeats, and the messages of the stages on it.
+// A connection to a backend, of a server or of another backend (a peer): the handshake, heartbeats, and the messages of
+// the stages on it.
 #pragma once
 
 #include <chrono>
@@ -17,8 +18,11 @@
 namespace caravan::remote {
 
 struct LinkOptions {
+  enum class Role { server, peer };
+  Role role = Role::server;
   std::string token;                                // empty: no TLS
-  std::string name;                                 // of this server, for the backend's log
+  std::string name;                                 // of this side, for the backend's log
+  std::string expected_id;                          // not empty: who must be found; another backend is refused
   std::chrono::milliseconds connect_timeout{5000};  // resolving, connecting, TLS and hello, each
   std::chrono::milliseconds heartbeat_interval{1000};
   std::chrono::milliseconds heartbeat_timeout{5000};
@@ -40,6 +44,7 @@ struct BackendInfo {
   uint32_t protocol_minor = 0;
   std::vector<RemoteDevice> devices;
   std::chrono::seconds keep_alive{0};
+  std::string advertised;  // host:port by which other backends reach it
 
   // Over all devices.
   uint64_t memory_total() const;
@@ -68,6 +73,11 @@ class BackendLink {
   // when it does not answer within timeout.
   std::vector<uint64_t> refresh_memory_free(std::chrono::milliseconds timeout);
 
+  // Asks the backend to connect to another one, and waits: the round-trip time between the two. Throws Error saying why
+  // it cannot be reached from there.
+  std::chrono::microseconds probe(const std::string& endpoint, const std::string& backend_id,
+                                  std::chrono::milliseconds timeout);
+
   bool alive() const;
   // "backend 10.0.0.2:50052 closed the connection"; empty while it is alive.
   std::string lost_reason() const;
@@ -89,6 +99,8 @@ class BackendLink {
   };
   // Gives the listener a stage number, unique on this link. When the link is lost already, on_lost() follows at once.
   uint32_t attach(const std::shared_ptr<Listener>& listener);
+  // For a peer: the number that a server has given to the stage.
+  void attach(const std::shared_ptr<Listener>& listener, uint32_t stage);
   // Frames of that stage are dropped from now on.
   void detach(uint32_t stage);
   // Tells the backend to free a stage; does not wait.

@@ -40,13 +40,6 @@ std::string random_bytes(int n) {
   return bytes;
 }
 
-// A peer's text in a log line: bounded, printable.
-std::string printable(std::string_view text) {
-  std::string out;
-  for (const char c : text.substr(0, 64)) out += c >= 0x20 && c < 0x7f ? c : '?';
-  return out;
-}
-
 class Peer;
 
 }  // namespace
@@ -64,6 +57,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
         expiry(listener.executor()) {
     if (!options.token.empty()) psk.emplace(options.token);
     if (options.name.empty()) options.name = host_name();
+    if (!options.advertise.empty()) net::parse_endpoint(options.advertise);  // throws for what is none
   }
 
   net::awaitable<void> accept_loop(std::shared_ptr<State> self);
@@ -74,6 +68,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   void stop();
 
   pb::HelloAck hello_ack() const;
+  PeerOptions peer_options() const;
 
   net::IoThreads& io;
   SliceHost& host;
@@ -81,6 +76,9 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   SliceStore store;
   LocalWeights local;
   Reaper reaper;  // after the store: what it destroys returns memory to it
+  Reaper prober;  // connects to other backends, one at a time
+  std::atomic<uint32_t> n_probes{0};
+  InletTable inlets;
   std::optional<net::TlsPsk> psk;
   net::Listener listener;
   const std::string id;
@@ -116,6 +114,8 @@ class Peer : public std::enable_shared_from_this<Peer> {
   size_t release_stages(const std::string& reason);
   // From any thread.
   void stop();
+  // The peer's connection has ended: so does its route.
+  void leave_route(const std::string& reason);
   uint32_t n_stages() const { return n_stages_.load(); }
   uint64_t n_stale() const;
 
@@ -125,11 +125,17 @@ class Peer : public std::enable_shared_from_this<Peer> {
   StageSeat& seat(uint32_t stage);
   StageSeat& seat_for_load(uint32_t stage);
   void unload(uint32_t stage);
+  void probe(const pb::Probe& message);
+  void attach(const pb::Attach& message);
+  void forward(const pb::Forward& message, std::vector<std::byte> payload);
   net::awaitable<void> refuse(pb::Error::Code code, const std::string& text);
 
   BackendService::State& service_;
   const std::shared_ptr<Channel> channel_;
   bool greeted_ = false;
+  bool is_backend_ = false;          // the stage before one of ours, not a server
+  std::shared_ptr<Inlet> inlet_;     // of a backend that has attached
+  std::atomic<uint64_t> n_late_{0};  // its steps that were dropped
   mutable std::mutex mutex_;
   std::map<uint32_t, std::unique_ptr<StageSeat>> stages_;  // changed on the executor, under mutex_
   std::atomic<uint32_t> n_stages_{0};
@@ -142,10 +148,11 @@ net::FrameLimits Peer::limits(uint16_t type) const {
     if (info->type != MessageType::hello) throw ProtocolError(fmt::format("{} before Hello", info->name));
     return kHelloLimits;
   }
-  if (info->sender == Sender::backend) throw ProtocolError(fmt::format("{} from a server", info->name));
+  if (info->sender == Sender::backend || info->sender == (is_backend_ ? Sender::server : Sender::peer))
+    throw ProtocolError(fmt::format("{} from a {}", info->name, is_backend_ ? "backend" : "server"));
   if (info->type == MessageType::hello) throw ProtocolError("a second Hello");
   if (info->type != MessageType::forward) return {info->max_header_bytes, info->max_payload_bytes};
-  uint64_t longest = 0;
+  uint64_t longest = inlet_ ? inlet_->max_forward_bytes() : 0;
   const std::lock_guard lock(mutex_);
   for (const auto& [id, seat] : stages_) longest = std::max(longest, seat->max_forward_bytes());
   return {info->max_header_bytes, longest};
@@ -183,9 +190,10 @@ net::awaitable<bool> Peer::greet() {
     throw ProtocolError(text);
   }
   greeted_ = true;
+  is_backend_ = hello.role() == pb::Hello::BACKEND;
   channel_->send(MessageType::hello_ack, service_.hello_ack());
-  spdlog::info("{}: connected: {} '{}', {}", name(), hello.role() == pb::Hello::SERVER ? "server" : "peer",
-               printable(hello.name()), theirs);
+  spdlog::info("{}: connected: {} '{}', {}", name(), is_backend_ ? "backend" : "server", printable(hello.name()),
+               theirs);
   co_return true;
 }
 
@@ -194,7 +202,7 @@ net::awaitable<std::string> Peer::serve() {
   try {
     while (true) {
       std::optional<net::Frame> frame = co_await channel_->read();
-      if (!frame) co_return "the server closed the connection";
+      if (!frame) co_return is_backend_ ? "the backend closed the connection" : "the server closed the connection";
       handle(std::move(*frame));
     }
   } catch (const net::ConnectionError& error) {
@@ -218,8 +226,9 @@ StageSeat& Peer::seat_for_load(uint32_t stage) {
   if (const auto found = stages_.find(stage); found != stages_.end()) return *found->second;
   if (stages_.size() >= kMaxStages)
     throw ProtocolError(fmt::format("more than {} stages on one connection", kMaxStages));
-  auto seat =
-      std::make_unique<StageSeat>(stage, channel_, service_.host, service_.store, service_.local, service_.reaper);
+  auto seat = std::make_unique<StageSeat>(stage, channel_,
+                                          SeatContext{service_.host, service_.store, service_.local, service_.reaper,
+                                                      service_.io, service_.peer_options(), service_.inlets});
   const std::lock_guard lock(mutex_);
   ++n_stages_;
   return *stages_.emplace(stage, std::move(seat)).first->second;
@@ -241,6 +250,47 @@ void Peer::unload(uint32_t stage) {
     pb::Unloaded reply;
     reply.set_stage(stage);
     channel->send(MessageType::unloaded, reply);
+  });
+}
+
+void Peer::forward(const pb::Forward& message, std::vector<std::byte> payload) {
+  if (!is_backend_) return seat(message.stage()).forward(message, std::move(payload));
+  if (!inlet_) throw ProtocolError("Forward before Attach");
+  if (!inlet_->forward(message, std::move(payload))) ++n_late_;
+}
+
+void Peer::attach(const pb::Attach& message) {
+  if (inlet_) throw ProtocolError("a second Attach");
+  const std::shared_ptr<Inlet> inlet = service_.inlets.find(message.key());
+  if (!inlet) throw ProtocolError("Attach: there is no route with this key");
+  inlet->attach(message, channel_);
+  inlet_ = inlet;
+  pb::Attached reply;
+  reply.set_stage(message.stage());
+  channel_->send(MessageType::attached, reply);
+}
+
+void Peer::leave_route(const std::string& reason) {
+  if (inlet_) inlet_->detach(reason);
+}
+
+// On the prober's thread, so that a peer that does not answer holds nothing up.
+void Peer::probe(const pb::Probe& message) {
+  if (++service_.n_probes > kMaxProbesAtOnce) {
+    --service_.n_probes;
+    throw ProtocolError(fmt::format("Probe: {} wait already", kMaxProbesAtOnce));
+  }
+  service_.prober.post([&service = service_, channel = channel_, message] {
+    pb::ProbeResult result;
+    result.set_sequence(message.sequence());
+    try {
+      const auto rtt = probe_peer(service.io, message.endpoint(), message.backend_id(), service.peer_options());
+      result.set_rtt_us(static_cast<uint32_t>(std::min<int64_t>(rtt.count(), UINT32_MAX)));
+    } catch (const Error& error) {
+      result.set_error(std::string(error.what()).substr(0, 1024));
+    }
+    --service.n_probes;
+    channel->send(MessageType::probe_result, result);
   });
 }
 
@@ -279,13 +329,17 @@ void Peer::handle(net::Frame frame) {
     }
     case MessageType::forward: {
       const auto message = parse_header<pb::Forward>(frame);
-      return seat(message.stage()).forward(message, frame.payload);
+      return forward(message, std::move(frame.payload));
     }
+    case MessageType::probe:
+      return probe(parse_header<pb::Probe>(frame));
+    case MessageType::attach:
+      return attach(parse_header<pb::Attach>(frame));
     case MessageType::unload:
       return unload(parse_header<pb::Unload>(frame).stage());
     case MessageType::error: {
       const auto message = parse_header<pb::Error>(frame);
-      throw ProtocolError(fmt::format("the server says: {}", printable(message.text())));
+      throw ProtocolError(fmt::format("it says: {}", printable(message.text())));
     }
     default:
       throw ProtocolError(fmt::format("{} is not expected here", message_name(frame.type)));
@@ -309,7 +363,7 @@ size_t Peer::release_stages(const std::string& reason) {
 
 uint64_t Peer::n_stale() const {
   const std::lock_guard lock(mutex_);
-  uint64_t n = 0;
+  uint64_t n = n_late_;
   for (const auto& [id, seat] : stages_) n += seat->n_stale();
   return n;
 }
@@ -352,7 +406,17 @@ pb::HelloAck BackendService::State::hello_ack() const {
   ack.set_heartbeat_timeout_ms(static_cast<uint32_t>(options.heartbeat_timeout.count()));
   ack.set_keep_alive_s(static_cast<uint32_t>(options.keep_alive.count()));
   ack.set_max_tickets(kMaxTickets);
+  ack.set_advertise(options.advertise);
   return ack;
+}
+
+PeerOptions BackendService::State::peer_options() const {
+  PeerOptions peers;
+  peers.token = options.token;
+  peers.name = options.name;
+  peers.heartbeat_interval = options.heartbeat_interval;
+  peers.heartbeat_timeout = options.heartbeat_timeout;
+  return peers;
 }
 
 // TLS where a token is set; a peer on the wrong side of that is told so in a way that it understands.
@@ -427,6 +491,7 @@ net::awaitable<void> BackendService::State::serve([[maybe_unused]] std::shared_p
   }
   if (peer) {
     peer->channel()->close(reason);
+    peer->leave_route(reason);
     const uint64_t stale = peer->n_stale();
     const size_t n_stages = peer->release_stages(reason);
     if (greeted)
@@ -526,6 +591,7 @@ void BackendService::State::stop() {
     std::unique_lock lock(mutex);
     ended.wait(lock, [&] { return n_coroutines == 0; });
   }
+  prober.wait_for_earlier({});
   reaper.wait_for_earlier({});
 }
 

@@ -29,6 +29,7 @@ struct BackendOptions {
   // Where weights are looked for before the server is asked; null: nowhere. They outlive the service.
   weights::ModelLibrary* library = nullptr;
   weights::ChunkCache* cache = nullptr;
+  std::string advertise;  // host:port by which other backends reach this one; empty: as servers do
 };
 
 // What a service is doing at the moment, for logs and tests.

@@ -14,6 +14,8 @@ namespace {
 constexpr uint8_t kMultiAxisPositions = 1, kHasAncestors = 2, kHasAdapters = 4;
 constexpr uint32_t kMaxTensors = 1 << 17;
 constexpr uint32_t kMaxCacheGroups = 16;
+// Rows, and outputs, of a batch: what a cache configuration may ask for at most.
+constexpr uint32_t kMaxRows = 1 << 16;
 
 template <typename T>
 void write_array(ByteWriter& writer, std::span<const T> values) {
@@ -31,9 +33,50 @@ std::vector<T> read_array(ByteReader& reader, uint64_t n, std::string_view what)
 
 bool is_multi_axis(const std::array<int32_t, 4>& p) { return p[1] != p[0] || p[2] != p[0] || p[3] != p[0]; }
 
+// Seven bits a byte, the lowest first; the highest bit says that more follow.
+void write_varint(ByteWriter& writer, uint32_t value) {
+  while (value >= 0x80) {
+    writer.write(static_cast<uint8_t>(value | 0x80));
+    value >>= 7;
+  }
+  writer.write(static_cast<uint8_t>(value));
+}
+
+uint32_t read_varint(ByteReader& reader, std::string_view what) {
+  uint32_t value = 0;
+  for (uint32_t shift = 0;; shift += 7) {
+    const auto byte = reader.read<uint8_t>(what);
+    if (shift == 28 && byte > 0x0f) throw FormatError(fmt::format("batch: {}: a number of more than 32 bits", what));
+    value |= uint32_t{byte & 0x7fu} << shift;
+    if (byte < 0x80) return value;
+  }
+}
+
+// The number of things that follow, each of at least least_bytes.
+uint32_t read_count(ByteReader& reader, uint64_t least_bytes, std::string_view what) {
+  const uint32_t n = read_varint(reader, what);
+  if (n * least_bytes > reader.remaining())
+    throw FormatError(fmt::format("batch: {} {} do not fit in the {} bytes left", n, what, reader.remaining()));
+  return n;
+}
+
+template <typename T>
+void write_varints(ByteWriter& writer, std::span<const T> values) {
+  for (const T value : values) write_varint(writer, static_cast<uint32_t>(value));
+}
+
+template <typename T>
+std::vector<T> read_varints(ByteReader& reader, uint64_t n, std::string_view what) {
+  if (n > reader.remaining())
+    throw FormatError(fmt::format("batch: {} {} do not fit in the {} bytes left", n, what, reader.remaining()));
+  std::vector<T> values(n);
+  for (T& value : values) value = static_cast<T>(read_varint(reader, what));
+  return values;
+}
+
 void write_kv_op(ByteWriter& writer, const stage::KvOp& op) {
   writer.write(static_cast<uint8_t>(op.kind));
-  for (const uint32_t value : {op.group, op.slot, op.block, op.source, op.n_tokens}) writer.write(value);
+  for (const uint32_t value : {op.group, op.slot, op.block, op.source, op.n_tokens}) write_varint(writer, value);
 }
 
 stage::KvOp read_kv_op(ByteReader& reader) {
@@ -44,31 +87,31 @@ stage::KvOp read_kv_op(ByteReader& reader) {
                                   static_cast<int>(stage::KvOp::Kind::copy_block)));
   op.kind = static_cast<stage::KvOp::Kind>(kind);
   for (uint32_t* value : {&op.group, &op.slot, &op.block, &op.source, &op.n_tokens})
-    *value = reader.read<uint32_t>("KV operation");
+    *value = read_varint(reader, "KV operation");
   return op;
 }
 
 void write_request(ByteWriter& writer, const stage::OutputRequest& request) {
-  writer.write(request.row);
+  write_varint(writer, request.row);
   writer.write(static_cast<uint8_t>(request.kind));
   if (request.kind != stage::OutputKind::candidates) return;
-  writer.write(request.top_k);
-  writer.write(static_cast<uint32_t>(request.named_ids.size()));
-  write_array<int32_t>(writer, request.named_ids);
+  write_varint(writer, request.top_k);
+  write_varint(writer, static_cast<uint32_t>(request.named_ids.size()));
+  write_varints<int32_t>(writer, request.named_ids);
 }
 
 stage::OutputRequest read_request(ByteReader& reader) {
   stage::OutputRequest request;
-  request.row = reader.read<uint32_t>("output row");
+  request.row = read_varint(reader, "output row");
   const auto kind = reader.read<uint8_t>("output kind");
   if (kind > static_cast<uint8_t>(stage::OutputKind::candidates))
     throw FormatError(fmt::format("batch: output kind {}, expected at most {}", kind,
                                   static_cast<int>(stage::OutputKind::candidates)));
   request.kind = static_cast<stage::OutputKind>(kind);
   if (request.kind != stage::OutputKind::candidates) return request;
-  request.top_k = reader.read<uint32_t>("top_k");
-  const auto n_named = reader.read<uint32_t>("number of named ids");
-  request.named_ids = read_array<int32_t>(reader, n_named, "named ids");
+  request.top_k = read_varint(reader, "top_k");
+  const uint32_t n_named = read_count(reader, 1, "named ids");
+  request.named_ids = read_varints<int32_t>(reader, n_named, "named ids");
   return request;
 }
 
@@ -99,8 +142,8 @@ stage::CacheConfig read_cache(const pb::CacheConfig& cache) {
   check("number of cache groups", config.n_blocks.size(), 0, kMaxCacheGroups);
   for (const uint32_t n : config.n_blocks) check("n_blocks", n, 0, 1 << 30);
   check("max_slots", config.max_slots, 1, 1 << 16);
-  check("max_rows", config.max_rows, 1, 1 << 16);
-  check("max_outputs", config.max_outputs, 1, 1 << 16);
+  check("max_rows", config.max_rows, 1, kMaxRows);
+  check("max_outputs", config.max_outputs, 1, kMaxRows);
   return config;
 }
 
@@ -109,54 +152,58 @@ stage::CacheConfig read_cache(const pb::CacheConfig& cache) {
 void encode_batch(ByteWriter& writer, const stage::Batch& batch) {
   const uint32_t n_rows = batch.n_rows();
   const bool multi_axis = std::ranges::any_of(batch.positions, is_multi_axis);
-  writer.write(n_rows);
-  writer.write(static_cast<uint8_t>(n_rows == 0 ? 0 : batch.visible.size() / n_rows));
   writer.write(static_cast<uint8_t>((multi_axis ? kMultiAxisPositions : 0) |
                                     (batch.ancestors.empty() ? 0 : kHasAncestors) |
                                     (batch.adapters.empty() ? 0 : kHasAdapters)));
-  writer.write(uint16_t{0});
-  writer.write(static_cast<uint32_t>(batch.outputs.size()));
-  writer.write(static_cast<uint32_t>(batch.kv_ops.size()));
-  write_array<int32_t>(writer, batch.tokens);
+  writer.write(static_cast<uint8_t>(n_rows == 0 ? 0 : batch.visible.size() / n_rows));
+  write_varint(writer, n_rows);
+  write_varints<int32_t>(writer, batch.tokens);
   for (const auto& position : batch.positions)
-    write_array<int32_t>(writer, std::span(position).first(multi_axis ? 4 : 1));
-  write_array<stage::Slot>(writer, batch.slots);
-  write_array<stage::VisibleRange>(writer, batch.visible);
+    write_varints<int32_t>(writer, std::span(position).first(multi_axis ? 4 : 1));
+  write_varints<stage::Slot>(writer, batch.slots);
+  for (const stage::VisibleRange& range : batch.visible) {
+    write_varint(writer, static_cast<uint32_t>(range.from));
+    write_varint(writer, static_cast<uint32_t>(range.to));
+  }
   if (!batch.ancestors.empty()) write_array<uint64_t>(writer, batch.ancestors);
-  if (!batch.adapters.empty()) write_array<uint32_t>(writer, batch.adapters);
+  if (!batch.adapters.empty()) write_varints<uint32_t>(writer, batch.adapters);
+  write_varint(writer, static_cast<uint32_t>(batch.kv_ops.size()));
   for (const stage::KvOp& op : batch.kv_ops) write_kv_op(writer, op);
+  write_varint(writer, static_cast<uint32_t>(batch.outputs.size()));
   for (const stage::OutputRequest& request : batch.outputs) write_request(writer, request);
 }
 
 stage::Batch decode_batch(std::span<const std::byte> bytes) {
   ByteReader reader(bytes, "batch");
-  const auto n_rows = reader.read<uint32_t>("number of rows");
-  const auto n_groups = reader.read<uint8_t>("number of cache groups");
   const auto flags = reader.read<uint8_t>("flags");
-  const auto reserved = reader.read<uint16_t>("reserved");
-  const auto n_outputs = reader.read<uint32_t>("number of outputs");
-  const auto n_kv_ops = reader.read<uint32_t>("number of KV operations");
-  if (reserved != 0 || flags > (kMultiAxisPositions | kHasAncestors | kHasAdapters))
-    throw FormatError(fmt::format("batch: flags {:#x} and reserved {:#x} are not known", flags, reserved));
+  if (flags > (kMultiAxisPositions | kHasAncestors | kHasAdapters))
+    throw FormatError(fmt::format("batch: flags {:#x} are not known", flags));
+  const auto n_groups = reader.read<uint8_t>("number of cache groups");
+  const uint32_t n_rows = read_count(reader, 1, "rows");
+  if (n_rows > kMaxRows) throw FormatError(fmt::format("batch: {} rows, at most {} are accepted", n_rows, kMaxRows));
 
   stage::Batch batch;
-  batch.tokens = read_array<int32_t>(reader, n_rows, "tokens");
+  batch.tokens = read_varints<int32_t>(reader, n_rows, "tokens");
   if ((flags & kMultiAxisPositions) != 0) {
-    batch.positions = read_array<std::array<int32_t, 4>>(reader, n_rows, "positions");
+    const auto values = read_varints<int32_t>(reader, uint64_t{n_rows} * 4, "positions");
+    for (size_t i = 0; i < values.size(); i += 4)
+      batch.positions.push_back({values[i], values[i + 1], values[i + 2], values[i + 3]});
   } else {
-    for (const int32_t p : read_array<int32_t>(reader, n_rows, "positions")) batch.positions.push_back({p, p, p, p});
+    for (const int32_t p : read_varints<int32_t>(reader, n_rows, "positions")) batch.positions.push_back({p, p, p, p});
   }
-  batch.slots = read_array<stage::Slot>(reader, n_rows, "slots");
-  batch.visible = read_array<stage::VisibleRange>(reader, uint64_t{n_rows} * n_groups, "visible ranges");
+  batch.slots = read_varints<stage::Slot>(reader, n_rows, "slots");
+  const auto ranges = read_varints<int32_t>(reader, uint64_t{n_rows} * n_groups * 2, "visible ranges");
+  for (size_t i = 0; i < ranges.size(); i += 2) batch.visible.push_back({ranges[i], ranges[i + 1]});
   // As in Batch: n_rows x n_rows bits, row by row, padded to 64 at the end.
   if ((flags & kHasAncestors) != 0)
     batch.ancestors = read_array<uint64_t>(reader, (uint64_t{n_rows} * n_rows + 63) / 64, "ancestor bits");
-  if ((flags & kHasAdapters) != 0) batch.adapters = read_array<uint32_t>(reader, n_rows, "adapters");
-  constexpr uint64_t kKvOpBytes = 21, kMinRequestBytes = 5;
-  if (n_kv_ops * kKvOpBytes + n_outputs * kMinRequestBytes > reader.remaining())
-    throw FormatError(fmt::format("batch: {} KV operations and {} outputs do not fit in the {} bytes left", n_kv_ops,
-                                  n_outputs, reader.remaining()));
+  if ((flags & kHasAdapters) != 0) batch.adapters = read_varints<uint32_t>(reader, n_rows, "adapters");
+  constexpr uint64_t kMinKvOpBytes = 6, kMinRequestBytes = 2;
+  const uint32_t n_kv_ops = read_count(reader, kMinKvOpBytes, "KV operations");
   for (uint32_t i = 0; i < n_kv_ops; ++i) batch.kv_ops.push_back(read_kv_op(reader));
+  const uint32_t n_outputs = read_count(reader, kMinRequestBytes, "outputs");
+  if (n_outputs > kMaxRows)
+    throw FormatError(fmt::format("batch: {} outputs, at most {} are accepted", n_outputs, kMaxRows));
   for (uint32_t i = 0; i < n_outputs; ++i) batch.outputs.push_back(read_request(reader));
   if (reader.remaining() != 0) throw FormatError(fmt::format("batch: {} bytes after its end", reader.remaining()));
   return batch;

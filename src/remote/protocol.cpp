@@ -14,7 +14,7 @@ namespace {
 constexpr uint32_t kSmall = 4096;
 
 constexpr std::array kMessages{
-    MessageInfo{MessageType::hello, "Hello", Sender::server, kHelloLimits.header_bytes, 0},
+    MessageInfo{MessageType::hello, "Hello", Sender::server_or_peer, kHelloLimits.header_bytes, 0},
     MessageInfo{MessageType::hello_ack, "HelloAck", Sender::backend, kHelloAckLimits.header_bytes, 0},
     MessageInfo{MessageType::error, "Error", Sender::both, 64 << 10, 0},
     MessageInfo{MessageType::heartbeat, "Heartbeat", Sender::both, 64, 0},
@@ -28,10 +28,16 @@ constexpr std::array kMessages{
     MessageInfo{MessageType::loaded, "Loaded", Sender::backend, kSmall, 0},
     MessageInfo{MessageType::open_session, "OpenSession", Sender::server, kSmall, 0},
     MessageInfo{MessageType::close_session, "CloseSession", Sender::server, kSmall, 0},
-    MessageInfo{MessageType::forward, "Forward", Sender::server, kSmall, kMaxForwardBytes},
+    MessageInfo{MessageType::forward, "Forward", Sender::server_or_peer, kSmall, kMaxForwardBytes},
     MessageInfo{MessageType::output, "Output", Sender::backend, 64 << 10, kMaxForwardBytes},
     MessageInfo{MessageType::unload, "Unload", Sender::server, kSmall, 0},
     MessageInfo{MessageType::unloaded, "Unloaded", Sender::backend, kSmall, 0},
+    MessageInfo{MessageType::session_opened, "SessionOpened", Sender::backend, 64 << 10, 0},
+    MessageInfo{MessageType::hop_lost, "HopLost", Sender::backend, 64 << 10, 0},
+    MessageInfo{MessageType::probe, "Probe", Sender::server, kSmall, 0},
+    MessageInfo{MessageType::probe_result, "ProbeResult", Sender::backend, kSmall, 0},
+    MessageInfo{MessageType::attach, "Attach", Sender::peer, kSmall, 0},
+    MessageInfo{MessageType::attached, "Attached", Sender::backend, kSmall, 0},
 };
 
 }  // namespace
@@ -48,6 +54,12 @@ std::string_view message_name(uint16_t type) {
 }
 
 void silence_protobuf() { google::protobuf::SetLogHandler(nullptr); }
+
+std::string printable(std::string_view text, size_t max_bytes) {
+  std::string out;
+  for (const char c : text.substr(0, max_bytes)) out += c >= 0x20 && c < 0x7f ? c : '?';
+  return out;
+}
 
 std::string describe_version(uint32_t major, uint32_t minor, std::string_view software) {
   return fmt::format("protocol {}.{} (caravan {})", major, minor, software);

@@ -10,7 +10,7 @@
 namespace caravan::remote {
 
 // Peers with another major version are refused; a minor version only adds what the other side may ignore.
-inline constexpr uint32_t kProtocolMajor = 1;
+inline constexpr uint32_t kProtocolMajor = 2;
 inline constexpr uint32_t kProtocolMinor = 0;
 
 enum class MessageType : uint16_t {
@@ -32,10 +32,17 @@ enum class MessageType : uint16_t {
   output = 16,
   unload = 17,
   unloaded = 18,
+  session_opened = 19,
+  hop_lost = 20,
+  probe = 21,
+  probe_result = 22,
+  attach = 23,
+  attached = 24,
 };
 
-// Who may send a message.
-enum class Sender : uint8_t { server, backend, both };
+// Who may send a message: to a backend the side that connected (a server, or another backend as a peer), or the backend
+// that was connected.
+enum class Sender : uint8_t { server, peer, server_or_peer, backend, both };
 
 // One row per message type. The limits are those of a connection past its hello; forward and output have limits of
 // their own that follow from what is loaded (max_payload_bytes is the bound of those).
@@ -61,6 +68,9 @@ inline constexpr uint32_t kMaxChunksPerWant = 1024;  // digests in one message
 inline constexpr uint64_t kMaxMetadataBytes = 1 << 20;
 inline constexpr uint64_t kMaxManifestBytes = 64 << 20;
 inline constexpr uint64_t kMaxForwardBytes = uint64_t{1} << 30;
+inline constexpr size_t kRouteKeyBytes = 32;      // secret of a route between two backends
+inline constexpr uint32_t kMaxHops = 1024;        // stages that a step passes
+inline constexpr uint32_t kMaxProbesAtOnce = 16;  // per backend
 
 // Keeps libprotobuf from writing to stderr what peers send: a message that does not parse is reported by whoever reads
 // it. Process-wide; called by both ends of the protocol before they read.
@@ -77,7 +87,9 @@ Message parse_header(const net::Frame& frame) {
 
 // Whether a peer of that protocol version can be talked to.
 inline bool is_compatible(uint32_t major) { return major == kProtocolMajor; }
-// "protocol 1.0 (caravan 0.1.0)": for refusals and logs.
+// A peer's text in a log line: at most max_bytes of it, others than printable ASCII as '?'.
+std::string printable(std::string_view text, size_t max_bytes = 64);
+// "protocol 2.0 (caravan 0.1.0)": for refusals and logs.
 std::string describe_version(uint32_t major, uint32_t minor, std::string_view software);
 
 }  // namespace caravan::remote

@@ -1,4 +1,4 @@
-// A thread that destroys things whose destructors wait: stages that finish a step, large unmappings.
+// A thread for what waits, in order: destructors of stages that finish a step, large unmappings; probes.
 #pragma once
 
 #include <condition_variable>

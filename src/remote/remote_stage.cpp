@@ -37,6 +37,14 @@ constexpr uint64_t kQueuedChunkBytes = 4 * weights::kChunkBytes;
   }
 }
 
+stage::StageOutput lost_step(const stage::Fence& fence, const std::string& error) {
+  stage::StageOutput output;
+  output.fence = fence;
+  output.error = error;
+  output.stage_lost = true;
+  return output;
+}
+
 // Chunks of a manifest by their hash, to answer a backend from sources.
 class ChunkServer {
  public:
@@ -88,6 +96,13 @@ class RemoteStage::State : public BackendLink::Listener {
   net::Frame next_frame();
   void start_conversation();
   void deliver(const net::Frame& frame);
+  void hop_lost(const pb::HopLost& message);
+  bool awaits_opening() const {
+    const std::lock_guard lock(mutex);
+    return opening;
+  }
+  // Takes a ticket out of pending; null when it is not there.
+  std::shared_ptr<const stage::Batch> extract(const stage::Fence& fence);
   // Delivers to the sink unless it was replaced meanwhile.
   void hand_over(stage::StageOutput output);
 
@@ -95,7 +110,8 @@ class RemoteStage::State : public BackendLink::Listener {
 
   mutable std::mutex mutex;
   std::condition_variable changed;
-  bool in_conversation = false;         // under mutex: load() or reserve() waits for frames
+  bool in_conversation = false;         // under mutex: load(), reserve() or open() waits for frames
+  bool opening = false;                 // under mutex: open() waits for SessionOpened
   std::deque<net::Frame> conversation;  // under mutex
   std::string lost;                     // under mutex
   bool is_loaded = false;               // under mutex
@@ -104,7 +120,9 @@ class RemoteStage::State : public BackendLink::Listener {
   uint64_t pulled_bytes = 0;            // under mutex
   WeightOrigins origins;                // under mutex
   uint64_t session = 0, epoch = 0;      // under mutex
-  // Tickets in flight and what was asked for, of the current session and epoch.
+  bool takes_from_peer = false;         // under mutex: steps are announced by expect()
+  bool hands_on = false;                // under mutex: the output goes to the next stage
+  // Tickets in flight and what was asked for, of the current session and epoch; not those that are handed on.
   std::map<stage::Fence, std::shared_ptr<const stage::Batch>> pending;  // under mutex
   uint64_t longest_output = 0;                                          // under mutex
 
@@ -116,6 +134,8 @@ class RemoteStage::State : public BackendLink::Listener {
 void RemoteStage::State::on_frame(net::Frame frame) {
   if (frame.type == static_cast<uint16_t>(MessageType::output)) return deliver(frame);
   if (frame.type == static_cast<uint16_t>(MessageType::unloaded)) return;
+  if (frame.type == static_cast<uint16_t>(MessageType::session_opened) && !awaits_opening()) return;
+  if (frame.type == static_cast<uint16_t>(MessageType::hop_lost)) return hop_lost(parse_header<pb::HopLost>(frame));
   {
     const std::lock_guard lock(mutex);
     if (in_conversation) {
@@ -132,9 +152,9 @@ void RemoteStage::State::on_frame(net::Frame frame) {
   {
     const std::lock_guard lock(mutex);
     failed.swap(pending);
+    if (hands_on) failed[{session, epoch, 0}] = nullptr;  // it is not known here what it holds
   }
-  for (const auto& [fence, batch] : failed)
-    hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = text, .stage_lost = true});
+  for (const auto& [fence, batch] : failed) hand_over(lost_step(fence, text));
 }
 
 void RemoteStage::State::on_lost(const std::string& reason) {
@@ -145,8 +165,7 @@ void RemoteStage::State::on_lost(const std::string& reason) {
     failed.swap(pending);
   }
   changed.notify_all();
-  for (const auto& [fence, batch] : failed)
-    hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = reason, .stage_lost = true});
+  for (const auto& [fence, batch] : failed) hand_over(lost_step(fence, reason));
 }
 
 uint64_t RemoteStage::State::max_output_bytes() const {
@@ -160,19 +179,40 @@ void RemoteStage::State::deliver(const net::Frame& frame) {
   output.fence = read_fence(header.fence());
   std::shared_ptr<const stage::Batch> batch;
   OutputShape output_shape;
+  if (static_cast<uint32_t>(header.compute_us_size()) > kMaxHops)
+    throw ProtocolError(fmt::format("Output: the times of {} stages", header.compute_us_size()));
   {
     const std::lock_guard lock(mutex);
-    const auto found = pending.find(output.fence);
-    if (found == pending.end()) return;  // of an older epoch
-    batch = std::move(found->second);
-    pending.erase(found);
+    batch = extract(output.fence);
     output_shape = shape;
+    if (!batch && (!hands_on || header.error().empty())) return;  // of an older epoch
   }
   if (header.error().empty())
     decode_output(frame.payload, *batch, output_shape, output);
   else
     output.error = fmt::format("{}: {}", who, header.error());
-  output.compute_seconds = header.compute_us() * 1e-6;
+  for (const uint32_t us : header.compute_us()) output.earlier_seconds.push_back(us * 1e-6);
+  if (!output.earlier_seconds.empty()) {
+    output.compute_seconds = output.earlier_seconds.back();
+    output.earlier_seconds.pop_back();
+  }
+  hand_over(std::move(output));
+}
+
+// With mutex held.
+std::shared_ptr<const stage::Batch> RemoteStage::State::extract(const stage::Fence& fence) {
+  // Steps stay in order: those expected before this one have failed at a stage before.
+  if (takes_from_peer) pending.erase(pending.begin(), pending.lower_bound(fence));
+  const auto found = pending.find(fence);
+  if (found == pending.end()) return nullptr;
+  return std::move(pending.extract(found).mapped());
+}
+
+void RemoteStage::State::hop_lost(const pb::HopLost& message) {
+  stage::StageOutput output;
+  output.fence = {message.session(), message.epoch(), 0};
+  output.error = fmt::format("{}: {}", who, printable(message.text(), 1024));
+  output.stage_lost = true;
   hand_over(std::move(output));
 }
 
@@ -224,7 +264,7 @@ struct ConversationEnd {
   StateType& state;
   ~ConversationEnd() {
     const std::lock_guard lock(state.mutex);
-    state.in_conversation = false;
+    state.in_conversation = state.opening = false;
     state.conversation.clear();
   }
 };
@@ -291,29 +331,72 @@ const stage::MemoryNeed& RemoteStage::held() const { return state_->held; }
 uint64_t RemoteStage::pulled_bytes() const { return state_->pulled_bytes; }
 WeightOrigins RemoteStage::origins() const { return state_->origins; }
 
-void RemoteStage::open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) {
+// Sends OpenSession; false when the stage is not loaded.
+bool RemoteStage::begin_session(uint64_t session, uint64_t epoch, stage::OutputSink& sink,
+                                const stage::Routes& routes) {
   {
     const std::lock_guard lock(state_->sink_mutex);
     state_->sink = &sink;
     state_->sink_session = session;
     state_->sink_epoch = epoch;
   }
-  bool is_loaded = false;
   {
     const std::lock_guard lock(state_->mutex);
     state_->session = session;
     state_->epoch = epoch;
+    state_->takes_from_peer = routes.input_key.has_value();
+    state_->hands_on = routes.output.has_value();
     state_->pending.clear();
-    is_loaded = state_->is_loaded;
+    if (!state_->is_loaded) return false;
   }
-  if (!is_loaded) return;  // enqueue() says so
   pb::OpenSession message;
   message.set_stage(stage_);
   message.set_session(session);
   message.set_epoch(epoch);
-  message.mutable_input()->set_kind(pb::Route::CONNECTION);
-  message.mutable_output()->set_kind(pb::Route::CONNECTION);
+  message.mutable_input()->set_kind(routes.input_key ? pb::Route::PEER : pb::Route::CONNECTION);
+  if (routes.input_key) message.mutable_input()->set_key(*routes.input_key);
+  pb::Route& output = *message.mutable_output();
+  output.set_kind(routes.output ? pb::Route::PEER : pb::Route::CONNECTION);
+  if (routes.output) {
+    output.set_endpoint(routes.output->endpoint);
+    output.set_backend_id(routes.output->backend_id);
+    output.set_stage(routes.output->stage);
+    output.set_key(routes.output->key);
+  }
   link_->channel().send(MessageType::open_session, message);
+  return true;
+}
+
+void RemoteStage::open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) {
+  begin_session(session, epoch, sink, {});  // false: enqueue() says so
+}
+
+stage::PeerRoute RemoteStage::address() const { return {link_->info().advertised, link_->info().id, stage_, ""}; }
+
+void RemoteStage::open(uint64_t session, uint64_t epoch, stage::OutputSink& sink, const stage::Routes& routes) {
+  state_->start_conversation();
+  const ConversationEnd<State> end{*state_};
+  {
+    const std::lock_guard lock(state_->mutex);
+    state_->opening = true;
+  }
+  if (!begin_session(session, epoch, sink, routes)) throw Error(state_->who + ": the stage has not been loaded");
+  while (true) {
+    const net::Frame frame = state_->next_frame();
+    if (frame.type != static_cast<uint16_t>(MessageType::session_opened))
+      throw ProtocolError(fmt::format("{}: {} in place of SessionOpened", state_->who, message_name(frame.type)));
+    const auto opened = parse_header<pb::SessionOpened>(frame);
+    if (opened.session() != session || opened.epoch() != epoch) continue;  // the answer to an earlier one
+    if (!opened.error().empty()) throw Error(fmt::format("{}: {}", state_->who, printable(opened.error(), 1024)));
+    return;
+  }
+}
+
+void RemoteStage::expect(const stage::Fence& fence, std::shared_ptr<const stage::Batch> batch) {
+  const std::lock_guard lock(state_->mutex);
+  if (!state_->lost.empty() || fence.session != state_->session || fence.epoch != state_->epoch) return;
+  state_->longest_output = std::max(state_->longest_output, output_bytes(*batch, state_->shape));
+  state_->pending.emplace(fence, std::move(batch));
 }
 
 void RemoteStage::enqueue(const stage::Fence& fence, std::shared_ptr<const stage::Batch> batch,
@@ -327,16 +410,15 @@ void RemoteStage::enqueue(const stage::Fence& fence, std::shared_ptr<const stage
       failure = state_->who + ": the stage has not been loaded";
     else if (fence.session != state_->session || fence.epoch != state_->epoch)
       return;  // stale: dropped, as the backend would
-    else {
+    else if (!state_->hands_on) {
       state_->pending.emplace(fence, batch);
       state_->longest_output = std::max(state_->longest_output, output_bytes(*batch, state_->shape));
     }
   }
   if (!failure.empty()) {
     // Not on this thread: a sink may call enqueue().
-    net::asio::post(link_->channel().executor(), [state = state_, fence, failure] {
-      state->hand_over({.fence = fence, .hidden = {}, .outputs = {}, .error = failure, .stage_lost = true});
-    });
+    net::asio::post(link_->channel().executor(),
+                    [state = state_, fence, failure] { state->hand_over(lost_step(fence, failure)); });
     return;
   }
   ByteWriter writer;

@@ -10,7 +10,7 @@
 
 namespace caravan::remote {
 
-class RemoteStage : public stage::Stage {
+class RemoteStage : public stage::DirectStage {
  public:
   // device: index into BackendInfo::devices.
   explicit RemoteStage(std::shared_ptr<BackendLink> link, size_t device = 0);
@@ -34,12 +34,16 @@ class RemoteStage : public stage::Stage {
   WeightOrigins origins() const;
 
   void open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) override;
+  stage::PeerRoute address() const override;
+  void open(uint64_t session, uint64_t epoch, stage::OutputSink& sink, const stage::Routes& routes) override;
+  void expect(const stage::Fence& fence, std::shared_ptr<const stage::Batch> batch) override;
   // When the link is lost, the sink gets an error for this and every ticket in flight.
   void enqueue(const stage::Fence& fence, std::shared_ptr<const stage::Batch> batch, std::vector<float> input) override;
   std::string numeric_class() const override;
 
  private:
   class State;
+  bool begin_session(uint64_t session, uint64_t epoch, stage::OutputSink& sink, const stage::Routes& routes);
   const std::shared_ptr<BackendLink> link_;
   const size_t device_;
   const std::shared_ptr<State> state_;  // shared with the link, which may be delivering to it

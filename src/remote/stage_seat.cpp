@@ -33,19 +33,16 @@ std::string describe(const stage::LoadRequest& request) {
 
 }  // namespace
 
-StageSeat::StageSeat(uint32_t stage, std::shared_ptr<Channel> channel, SliceHost& host, SliceStore& store,
-                     LocalWeights& local, Reaper& reaper)
+StageSeat::StageSeat(uint32_t stage, std::shared_ptr<Channel> channel, SeatContext context)
     : id_(stage),
       channel_(std::move(channel)),
-      host_(host),
-      store_(store),
-      local_(local),
-      reaper_(reaper),
+      context_(std::move(context)),
       thread_([this](std::stop_token stop) { work(stop); }) {}
 
 StageSeat::~StageSeat() {
   cancel("the stage was unloaded");
   thread_.join();
+  close_routes("the stage was unloaded");  // what the thread's last job may have opened
   // No sink is called any more once the stage is gone.
   stage_.reset();
 }
@@ -58,7 +55,21 @@ void StageSeat::cancel(const std::string& reason) {
     source = source_;
   }
   if (source) source->end(reason);
+  close_routes(reason);
   thread_.request_stop();
+}
+
+// Ends the links to the neighbours. Not with mutex_ held: whoever is receiving holds the inlet's lock and waits for
+// ours.
+void StageSeat::close_routes(const std::string& reason) {
+  std::shared_ptr<Inlet> inlet;
+  std::shared_ptr<PeerLink> outlet;
+  {
+    const std::lock_guard lock(mutex_);
+    inlet = std::move(inlet_);
+    outlet = std::move(outlet_);
+  }
+  if (inlet) inlet->close(reason);
 }
 
 void StageSeat::post(std::function<void()> job) {
@@ -105,9 +116,9 @@ void StageSeat::reserve(const pb::Reserve& message) {
   const Digest key = Digest::from_bytes(message.content_key());
   const stage::MemoryNeed need{message.weights(), message.kv_cache(), message.scratch()};
   post([this, need, key, device = message.device()] {
-    reaper_.wait_for_earlier(thread_.get_stop_token());
+    context_.reaper.wait_for_earlier(thread_.get_stop_token());
     lease_ = {};
-    lease_ = store_.reserve(device, need, key);
+    lease_ = context_.store.reserve(device, need, key);
     pb::Lease reply;
     reply.set_stage(id_);
     reply.set_reserved(lease_.bytes());
@@ -122,16 +133,16 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
     shape_.reset();  // nothing is forwarded to a stage that is about to go
     in_flight_.clear();
     in_flight_bytes_ = 0;
+    is_open_ = false;
   }
-  is_open_ = false;
   post([this, request, device = header.device()] {
     const std::stop_token stop = thread_.get_stop_token();
     // What this or another connection has given up must be free before more is asked for.
     stage_.reset();
     lease_ = {};
-    reaper_.wait_for_earlier(stop);
-    if (device >= host_.devices().size()) throw FormatError(fmt::format("there is no device {}", device));
-    lease_ = store_.reserve(device, host_.need(device, *request), stage::content_key(*request));
+    context_.reaper.wait_for_earlier(stop);
+    if (device >= context_.host.devices().size()) throw FormatError(fmt::format("there is no device {}", device));
+    lease_ = context_.store.reserve(device, context_.host.need(device, *request), stage::content_key(*request));
 
     const auto source = std::make_shared<RemoteWeightSource>(channel_, id_);
     {
@@ -160,17 +171,17 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
     ReadyStage ready;
     WeightOrigins origins;
     try {
-      const LoadSources sources(local_, source);
-      loaded = store_.load(lease_, *request, sources.list(), on_progress, stop);
+      const LoadSources sources(context_.local, source);
+      loaded = context_.store.load(lease_, *request, sources.list(), on_progress, stop);
       origins = sources.origins();
-      ready = host_.make_stage(device, *request, loaded.weights);
+      ready = context_.host.make_stage(device, *request, loaded.weights);
     } catch (...) {
       const std::lock_guard lock(mutex_);
       source_.reset();
       lease_ = {};
       throw;
     }
-    const stage::MemoryNeed need = host_.need(device, *request);
+    const stage::MemoryNeed need = context_.host.need(device, *request);
     stage_ = std::move(ready.stage);
     {
       const std::lock_guard lock(mutex_);
@@ -212,60 +223,153 @@ void StageSeat::chunk(const pb::Chunk& header, std::vector<std::byte> payload) {
   if (source) source->receive(header, std::move(payload));
 }
 
-void StageSeat::open(const pb::OpenSession& message) {
+namespace {
+
+// Throws ProtocolError for routes that cannot be meant.
+void check_routes(const pb::OpenSession& message, const stage::Slice& slice) {
+  const auto check_key = [](const pb::Route& route, std::string_view side) {
+    if (route.key().size() != kRouteKeyBytes)
+      throw ProtocolError(fmt::format("OpenSession: the key of the {} has {} bytes, expected {}", side,
+                                      route.key().size(), kRouteKeyBytes));
+  };
+  if (message.input().kind() == pb::Route::PEER) {
+    if (slice.embeds) throw ProtocolError("OpenSession: a stage that embeds has no input from a peer");
+    check_key(message.input(), "input");
+  }
+  if (message.output().kind() == pb::Route::PEER) {
+    if (slice.outputs) throw ProtocolError("OpenSession: the output of the last stage goes to no peer");
+    check_key(message.output(), "output");
+  }
   for (const pb::Route* route : {&message.input(), &message.output()})
-    if (route->kind() != pb::Route::CONNECTION) {
-      report(NotSupportedError("routes to another backend are not supported, only the session's own connection"),
-             pb::Error::NOT_SUPPORTED);
-      return;
-    }
+    if (route->kind() != pb::Route::CONNECTION && route->kind() != pb::Route::PEER)
+      throw ProtocolError(fmt::format("OpenSession: route kind {} is not known", static_cast<int>(route->kind())));
+}
+
+}  // namespace
+
+void StageSeat::open(const pb::OpenSession& message) {
   {
     const std::lock_guard lock(mutex_);
     if (!shape_) throw ProtocolError(fmt::format("OpenSession: stage {} is not loaded", id_));
+    check_routes(message, shape_->slice);
+    if (is_open_ && message.session() == session_ && message.epoch() < epoch_)
+      throw ProtocolError(fmt::format("OpenSession: epoch {} of session {:x} after epoch {}", message.epoch(),
+                                      message.session(), epoch_));
+    session_ = message.session();
+    epoch_ = message.epoch();
+    is_open_ = true;
+    source_of_input_ = message.input().kind() == pb::Route::PEER ? Source::peer : Source::server;
+    hands_on_ = message.output().kind() == pb::Route::PEER;
   }
-  if (is_open_ && message.session() == session_ && message.epoch() < epoch_)
-    throw ProtocolError(fmt::format("OpenSession: epoch {} of session {:x} after epoch {}", message.epoch(),
-                                    message.session(), epoch_));
-  session_ = message.session();
-  epoch_ = message.epoch();
-  is_open_ = true;
-  post([this, session = session_, epoch = epoch_] {
-    stage_->open(session, epoch, *this);
+  post([this, message] { run_open(message); });
+}
+
+// On the seat's thread.
+void StageSeat::run_open(const pb::OpenSession& message) {
+  close_routes("the session was opened anew");
+  stage_->open(message.session(), message.epoch(), *this);
+  {
     const std::lock_guard lock(mutex_);
     std::erase_if(in_flight_, [&](const auto& item) {
-      const bool old = item.first.session != session || item.first.epoch != epoch;
-      if (old) in_flight_bytes_ -= item.second;
+      const bool old = item.first.session != message.session() || item.first.epoch != message.epoch();
+      if (old) in_flight_bytes_ -= item.second.bytes;
       return old;
     });
-  });
+  }
+  pb::SessionOpened reply;
+  reply.set_stage(id_);
+  reply.set_session(message.session());
+  reply.set_epoch(message.epoch());
+  try {
+    connect_neighbours(message);
+  } catch (const Error& error) {
+    spdlog::warn("{}: stage {}: {}", channel_->peer(), id_, error.what());
+    reply.set_error(std::string(error.what()).substr(0, 16 << 10));
+  }
+  channel_->send(MessageType::session_opened, reply);
+}
+
+// The route from the stage before is there when the server hears that the session is open; then it opens that stage,
+// which connects to this one.
+void StageSeat::connect_neighbours(const pb::OpenSession& message) {
+  std::shared_ptr<Inlet> inlet;
+  std::shared_ptr<PeerLink> outlet;
+  if (message.input().kind() == pb::Route::PEER)
+    inlet = std::make_shared<Inlet>(static_cast<Inlet::Receiver&>(*this), id_, message.session(), message.epoch());
+  if (message.output().kind() == pb::Route::PEER) {
+    const pb::Route& output = message.output();
+    pb::HopLost lost;
+    lost.set_stage(id_);
+    lost.set_session(message.session());
+    lost.set_epoch(message.epoch());
+    outlet = PeerLink::attach(context_.io, {output.endpoint(), output.backend_id(), output.stage(), output.key()},
+                              message.session(), message.epoch(), context_.peers,
+                              [channel = channel_, lost](const std::string& reason) mutable {
+                                lost.set_text(reason.substr(0, 16 << 10));
+                                channel->send(MessageType::hop_lost, lost);
+                              });
+  }
+  const std::lock_guard lock(mutex_);
+  if (!cancelled_.empty()) throw Error(cancelled_);
+  inlet_ = inlet;
+  outlet_ = std::move(outlet);
+  if (inlet) context_.inlets.add(message.input().key(), inlet);
+}
+
+void StageSeat::peer_lost(uint64_t session, uint64_t epoch, const std::string& reason) {
+  pb::HopLost message;
+  message.set_stage(id_);
+  message.set_session(session);
+  message.set_epoch(epoch);
+  message.set_text("the stage before was lost: " + reason.substr(0, 16 << 10));
+  channel_->send(MessageType::hop_lost, message);
 }
 
 void StageSeat::close_session(const pb::CloseSession& message) {
-  if (!is_open_ || message.session() != session_) return;
-  is_open_ = false;  // frames of the session are stale from now on
+  {
+    const std::lock_guard lock(mutex_);
+    if (!is_open_ || message.session() != session_) return;
+    is_open_ = false;  // frames of the session are stale from now on
+  }
+  close_routes("the session was closed");
 }
 
-void StageSeat::forward(const pb::Forward& header, std::span<const std::byte> payload) {
+void StageSeat::forward(const pb::Forward& header, std::vector<std::byte> payload) {
+  take(header, std::move(payload), Source::server);
+}
+
+void StageSeat::receive(const pb::Forward& header, std::vector<std::byte> payload) {
+  take(header, std::move(payload), Source::peer);
+}
+
+// On the executor of whoever sent the step.
+void StageSeat::take(const pb::Forward& header, std::vector<std::byte> payload, Source source) {
   const stage::Fence fence = read_fence(header.fence());
   Shape shape;
+  bool hands_on = false;
   {
     const std::lock_guard lock(mutex_);
     if (!shape_) throw ProtocolError(fmt::format("Forward: stage {} is not loaded", id_));
+    if (!is_open_ || fence.session != session_ || fence.epoch != epoch_ || source != source_of_input_) {
+      ++n_stale_;
+      return;
+    }
     shape = *shape_;
+    hands_on = hands_on_;
   }
   if (header.batch_bytes() > payload.size())
     throw ProtocolError(
         fmt::format("Forward: a batch of {} bytes in a payload of {}", header.batch_bytes(), payload.size()));
-  auto batch = std::make_shared<stage::Batch>(decode_batch(payload.first(header.batch_bytes())));
-  const auto hidden_bytes = payload.subspan(header.batch_bytes());
+  if (static_cast<uint32_t>(header.compute_us_size()) > kMaxHops)
+    throw ProtocolError(
+        fmt::format("Forward: the times of {} stages, at most {} are accepted", header.compute_us_size(), kMaxHops));
+  const std::span<const std::byte> bytes(payload);
+  auto batch = std::make_shared<stage::Batch>(decode_batch(bytes.first(header.batch_bytes())));
+  const auto hidden_bytes = bytes.subspan(header.batch_bytes());
   const uint64_t expected = shape.slice.embeds ? 0 : uint64_t{batch->n_rows()} * shape.n_embd * sizeof(float);
   if (hidden_bytes.size() != expected)
     throw ProtocolError(fmt::format("Forward: {} bytes of hidden rows, {} rows of {} values have {}",
                                     hidden_bytes.size(), batch->n_rows(), shape.n_embd, expected));
-  if (!is_open_ || fence.session != session_ || fence.epoch != epoch_) {
-    ++n_stale_;
-    return;
-  }
   try {
     stage::validate(*batch, shape.limits);
   } catch (const Error& error) {
@@ -273,25 +377,36 @@ void StageSeat::forward(const pb::Forward& header, std::span<const std::byte> pa
     return;
   }
   auto hidden = decode_floats(hidden_bytes);
-
-  bool direct = false;
-  {
-    const std::lock_guard lock(mutex_);
-    const bool added = in_flight_.emplace(fence, payload.size()).second;
-    in_flight_bytes_ += payload.size();
-    if (!added) throw ProtocolError(fmt::format("Forward: ticket {} is in flight already", fence.ticket));
-    if (in_flight_.size() > kMaxTickets || in_flight_bytes_ > kMaxInFlightBytes)
-      throw ProtocolError(fmt::format("Forward: {} tickets with {} in flight, at most {} and {} are accepted",
-                                      in_flight_.size(), format_bytes(in_flight_bytes_), kMaxTickets,
-                                      format_bytes(kMaxInFlightBytes)));
-    direct = n_pending_jobs_ == 0;
+  Ticket ticket;
+  ticket.bytes = payload.size();
+  ticket.compute_us.assign(header.compute_us().begin(), header.compute_us().end());
+  if (hands_on) {
+    payload.resize(header.batch_bytes());
+    payload.shrink_to_fit();
+    ticket.batch = std::move(payload);
   }
-  if (direct) {
+
+  const std::lock_guard lock(mutex_);
+  if (!is_open_ || fence.session != session_ || fence.epoch != epoch_) {  // opened anew meanwhile
+    ++n_stale_;
+    return;
+  }
+  in_flight_bytes_ += ticket.bytes;
+  if (!in_flight_.emplace(fence, std::move(ticket)).second)
+    throw ProtocolError(fmt::format("Forward: ticket {} is in flight already", fence.ticket));
+  if (in_flight_.size() > kMaxTickets || in_flight_bytes_ > kMaxInFlightBytes)
+    throw ProtocolError(fmt::format("Forward: {} tickets with {} in flight, at most {} and {} are accepted",
+                                    in_flight_.size(), format_bytes(in_flight_bytes_), kMaxTickets,
+                                    format_bytes(kMaxInFlightBytes)));
+  if (n_pending_jobs_ == 0) {
     stage_->enqueue(fence, std::move(batch), std::move(hidden));
     return;
   }
   auto input = std::make_shared<std::vector<float>>(std::move(hidden));
-  post([this, fence, batch, input] { stage_->enqueue(fence, batch, std::move(*input)); });
+  if (n_pending_jobs_ >= kMaxTickets) throw ProtocolError("too many messages wait for one stage");
+  jobs_.push_back([this, fence, batch, input] { stage_->enqueue(fence, batch, std::move(*input)); });
+  ++n_pending_jobs_;
+  jobs_changed_.notify_all();
 }
 
 void StageSeat::send_output_error(const stage::Fence& fence, const std::string& error) {
@@ -303,22 +418,34 @@ void StageSeat::send_output_error(const stage::Fence& fence, const std::string& 
 }
 
 void StageSeat::deliver(stage::StageOutput output) noexcept {
+  Ticket ticket;
+  std::shared_ptr<PeerLink> outlet;
+  bool hands_on = false;
   {
     const std::lock_guard lock(mutex_);
     const auto found = in_flight_.find(output.fence);
     if (found == in_flight_.end()) return;  // of a session that was opened anew
-    in_flight_bytes_ -= found->second;
+    ticket = std::move(found->second);
+    in_flight_bytes_ -= ticket.bytes;
     in_flight_.erase(found);
+    outlet = outlet_;
+    hands_on = hands_on_;
   }
   try {
     if (!output.error.empty()) {
       send_output_error(output.fence, output.error);
       return;
     }
+    ticket.compute_us.push_back(static_cast<uint32_t>(std::min(output.compute_seconds * 1e6, 4e9)));
+    if (outlet) {
+      outlet->forward(output.fence, ticket.compute_us, ticket.batch, output.hidden);
+      return;
+    }
+    if (hands_on) return;  // the session ends: its routes are closed
     pb::Output message;
     message.set_stage(id_);
     write_fence(*message.mutable_fence(), output.fence);
-    message.set_compute_us(static_cast<uint32_t>(std::min(output.compute_seconds * 1e6, 4e9)));
+    message.mutable_compute_us()->Add(ticket.compute_us.begin(), ticket.compute_us.end());
     channel_->send(MessageType::output, message, encode_output(output));
   } catch (const std::exception& error) {  // out of memory
     channel_->close(error.what());

@@ -14,7 +14,9 @@
 #include <thread>
 
 #include "remote/channel.h"
+#include "remote/inlet.h"
 #include "remote/local_weights.h"
+#include "remote/peer_link.h"
 #include "remote/reaper.h"
 #include "remote/remote_weight_source.h"
 #include "remote/slice_store.h"
@@ -22,14 +24,23 @@
 
 namespace caravan::remote {
 
+// What a seat needs of its backend; all of it outlives the seat.
+struct SeatContext {
+  SliceHost& host;
+  SliceStore& store;
+  LocalWeights& local;
+  Reaper& reaper;
+  net::IoThreads& io;  // for connections to other backends
+  PeerOptions peers;
+  InletTable& inlets;
+};
+
 // Handlers are called on the channel's executor and return at once; what blocks (loading, opening a session while a
-// step computes) runs on the seat's own thread, in order. Destroying a seat frees its memory; it waits for the step in
-// progress, so it happens on the reaper's thread.
-class StageSeat : private stage::OutputSink {
+// step computes, connecting to the next stage) runs on the seat's own thread, in order. Destroying a seat frees its
+// memory; it waits for the step in progress, so it happens on the reaper's thread.
+class StageSeat : private stage::OutputSink, private Inlet::Receiver {
  public:
-  // store, host, local and reaper outlive the seat.
-  StageSeat(uint32_t stage, std::shared_ptr<Channel> channel, SliceHost& host, SliceStore& store, LocalWeights& local,
-            Reaper& reaper);
+  StageSeat(uint32_t stage, std::shared_ptr<Channel> channel, SeatContext context);
   ~StageSeat() override;
 
   // The seat's work can be abandoned: loading fails, what waits ends. The destructor does it too.
@@ -41,11 +52,12 @@ class StageSeat : private stage::OutputSink {
   void chunk(const pb::Chunk& header, std::vector<std::byte> payload);
   void open(const pb::OpenSession& message);
   void close_session(const pb::CloseSession& message);
-  // Throws ProtocolError (wrong state, duplicate ticket, too many tickets) or FormatError (does not decode).
-  void forward(const pb::Forward& header, std::span<const std::byte> payload);
+  // A step from the server. Throws ProtocolError (wrong state, duplicate ticket, too many tickets) or FormatError (does
+  // not decode).
+  void forward(const pb::Forward& header, std::vector<std::byte> payload);
 
   // Longest payload of a Forward that this stage takes; 0 before it is loaded.
-  uint64_t max_forward_bytes() const;
+  uint64_t max_forward_bytes() const override;
   uint64_t n_stale() const { return n_stale_.load(); }
   // Tickets that have been enqueued and not delivered.
   size_t n_in_flight() const;
@@ -57,7 +69,21 @@ class StageSeat : private stage::OutputSink {
     stage::Slice slice;
   };
 
+  // A step that was taken and not delivered.
+  struct Ticket {
+    uint64_t bytes = 0;
+    std::vector<std::byte> batch;      // as it came, for the next stage; empty when the output goes to the server
+    std::vector<uint32_t> compute_us;  // at the stages before
+  };
+  enum class Source { server, peer };
+
   void deliver(stage::StageOutput output) noexcept override;
+  void receive(const pb::Forward& header, std::vector<std::byte> payload) override;
+  void peer_lost(uint64_t session, uint64_t epoch, const std::string& reason) override;
+  void take(const pb::Forward& header, std::vector<std::byte> payload, Source source);
+  void run_open(const pb::OpenSession& message);
+  void connect_neighbours(const pb::OpenSession& message);
+  void close_routes(const std::string& reason);
   void post(std::function<void()> job);
   void work(std::stop_token stop);
   void run_load(const stage::LoadRequest& request);
@@ -68,19 +94,18 @@ class StageSeat : private stage::OutputSink {
 
   const uint32_t id_;
   const std::shared_ptr<Channel> channel_;
-  SliceHost& host_;
-  SliceStore& store_;
-  LocalWeights& local_;
-  Reaper& reaper_;
-
-  // On the executor.
-  uint64_t session_ = 0, epoch_ = 0;
-  bool is_open_ = false;
+  const SeatContext context_;
   std::atomic<uint64_t> n_stale_{0};
 
   mutable std::mutex mutex_;
+  uint64_t session_ = 0, epoch_ = 0;            // under mutex_
+  bool is_open_ = false;                        // under mutex_
+  Source source_of_input_ = Source::server;     // under mutex_; of the session
+  bool hands_on_ = false;                       // under mutex_; the session's output goes to the next stage
+  std::shared_ptr<Inlet> inlet_;                // under mutex_
+  std::shared_ptr<PeerLink> outlet_;            // under mutex_
   std::optional<Shape> shape_;                  // under mutex_; set while loaded
-  std::map<stage::Fence, uint64_t> in_flight_;  // under mutex_; ticket -> input bytes
+  std::map<stage::Fence, Ticket> in_flight_;    // under mutex_
   uint64_t in_flight_bytes_ = 0;                // under mutex_
   std::shared_ptr<RemoteWeightSource> source_;  // under mutex_; while loading
   std::string cancelled_;                       // under mutex_

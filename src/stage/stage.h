@@ -1,9 +1,11 @@
 // The contract of a stage: a contiguous run of layers with its KV caches, here (LocalStage) or on a backend (remote/).
+// DirectStage is one that can pass its output to the next stage's machine.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -58,8 +60,10 @@ struct StageOutput {
   std::vector<float> hidden;       // n_rows x n_embd, from a stage that is not the last
   std::vector<RowOutput> outputs;  // from the last stage, in the order of Batch::outputs
   std::string error;               // not empty: the ticket failed here
-  bool stage_lost = false;         // with error: and so has the stage, nothing more can be computed there
-  double compute_seconds = 0;      // spent computing at this stage
+  bool stage_lost = false;  // with error: and so has the stage, or its way to a neighbour: nothing more can be computed
+  double compute_seconds = 0;  // spent computing at this stage
+  // For outputs that came here past other stages: spent computing at each of those, in their order.
+  std::vector<double> earlier_seconds;
 };
 
 // Where a stage's outputs go: fixed by the plan, the next stage or the collector. Called on the stage's own thread;
@@ -92,6 +96,35 @@ class Stage {
 
   // "cpu-fma16-1": stages of one class give the same bits (design: numeric class).
   virtual std::string numeric_class() const = 0;
+};
+
+// Where the next stage is, and the secret by which the two know each other.
+struct PeerRoute {
+  std::string endpoint;    // host:port
+  std::string backend_id;  // who must be found there
+  uint32_t stage = 0;      // the stage's number there
+  std::string key;
+};
+
+// How a stage is joined to its neighbours when activations do not go through us.
+struct Routes {
+  std::optional<std::string> input_key;  // input comes from the peer that has this key, and from nobody else
+  std::optional<PeerRoute> output;       // hidden rows go there; only errors are delivered to the sink
+};
+
+// A stage on another machine that can pass activations on without us. In a row of such stages, enqueue() is called at
+// the first and expect() at the last, whose sink gets the result. A sink gets an error with ticket 0 when a connection
+// between two of them is lost.
+class DirectStage : public Stage {
+ public:
+  using Stage::open;
+  // Where a peer finds this stage; the key is left empty.
+  virtual PeerRoute address() const = 0;
+  // As Stage::open(), and waits until the session is open and the next stage connected: that one is opened before.
+  // Throws Error naming both when the next stage cannot be reached.
+  virtual void open(uint64_t session, uint64_t epoch, OutputSink& sink, const Routes& routes) = 0;
+  // The result of this step will come: batch says what it must look like.
+  virtual void expect(const Fence& fence, std::shared_ptr<const Batch> batch) = 0;
 };
 
 }  // namespace caravan::stage

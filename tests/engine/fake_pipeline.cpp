@@ -323,7 +323,7 @@ uint64_t FakePipeline::submit(stage::Batch batch) {
   }
   for (const stage::KvOp& op : batch.kv_ops) apply(op);
   const std::vector<uint64_t> states = compute(batch);
-  Completion completion{ticket, {}};
+  Completion completion{ticket, {}, {}};
   int64_t last_row = -1;
   for (const stage::OutputRequest& wanted : batch.outputs) {
     if (wanted.row <= last_row) note("output rows do not ascend");

@@ -81,27 +81,30 @@ TEST(BatchCodec, NeverCrashesOnFlippedBits) {
 }
 
 TEST(BatchCodec, RefusesCountsThatDoNotFitBeforeItAllocates) {
-  ByteWriter writer;
-  writer.write(uint32_t{0xffffffff});  // rows
-  writer.write(uint8_t{255});
-  writer.write(uint8_t{7});
-  writer.write(uint16_t{0});
-  writer.write(uint32_t{0xffffffff});
-  writer.write(uint32_t{0xffffffff});
-  EXPECT_THROW(decode_batch(writer.data()), FormatError);
+  const auto refusal_of = [](std::initializer_list<int> bytes) {
+    ByteWriter writer;
+    for (const int byte : bytes) writer.write(static_cast<uint8_t>(byte));
+    try {
+      decode_batch(writer.data());
+    } catch (const FormatError& error) {
+      return std::string(error.what());
+    }
+    return std::string("taken");
+  };
+  EXPECT_NE(refusal_of({0, 255, 0xff, 0xff, 0xff, 0xff, 0x0f}).find("4294967295 rows do not fit"), std::string::npos);
+  EXPECT_NE(refusal_of({0, 1, 0xff, 0xff, 0xff, 0xff, 0x1f}).find("more than 32 bits"), std::string::npos);
+  EXPECT_NE(refusal_of({0, 255, 1, 5, 0, 0, 0, 0}).find("visible ranges do not fit"), std::string::npos);
+  EXPECT_NE(refusal_of({0, 0, 0, 0xff, 0xff, 0x03, 0, 0}).find("KV operations do not fit"), std::string::npos);
+  EXPECT_NE(refusal_of({0, 0, 0, 0, 9, 0, 0}).find("9 outputs do not fit"), std::string::npos);
+  EXPECT_EQ(refusal_of({0, 0, 0, 0, 0}), "taken");
 }
 
-// One decode row with two cache groups and a KV operation, plus the frame and message headers: what a hop costs besides
-// the hidden row.
-TEST(BatchCodec, CostsUnder128BytesPerTokenBesideTheHiddenRow) {
-  stage::Batch batch = testing::simple_batch(1);
-  batch.visible.push_back({0, 1});
-  batch.outputs = {{0, stage::OutputKind::candidates, 40, {}}};
-  pb::Forward header;
-  header.set_stage(3);
-  write_fence(*header.mutable_fence(), {uint64_t{1} << 63, 1000, 1u << 30});
-  header.set_batch_bytes(100);
-  EXPECT_LE(net::kFrameHeaderBytes + header.ByteSizeLong() + encoded(batch).size(), 128u);
+TEST(BatchCodec, RefusesMoreRowsThanAnyStageTakes) {
+  std::vector<std::byte> bytes(1 << 20);
+  bytes[2] = std::byte{0x81};  // 65537 rows
+  bytes[3] = std::byte{0x80};
+  bytes[4] = std::byte{0x04};
+  EXPECT_THROW(decode_batch(bytes), FormatError);
 }
 
 TEST(ManifestCodec, SurvivesARoundTripAndRefusesEveryTruncation) {
