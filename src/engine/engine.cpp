@@ -355,7 +355,12 @@ void Engine::Impl::drop_cancelled() {
 
 void Engine::Impl::submit_batches() {
   while (plan_ && in_flight_.size() < scheduler_.max_in_flight()) {
-    std::optional<ScheduledBatch> next = scheduler_.next_batch(in_flight_.empty());
+    Scheduler::InFlight in_flight;
+    for (const auto& [ticket, batch] : in_flight_) {
+      ++in_flight.n;
+      in_flight.n_decoding += batch.decodes;
+    }
+    std::optional<ScheduledBatch> next = scheduler_.next_batch(in_flight);
     if (!next) return;
     const Clock::time_point now = Clock::now();
     for (const BatchPart& part : next->parts) {
@@ -413,6 +418,7 @@ void Engine::Impl::on(Completion completion) {
   auto node = in_flight_.extract(completion.ticket);
   if (node.empty()) return;  // of a plan that is gone
   const ScheduledBatch& scheduled = node.mapped();
+  scheduler_.note_times(scheduled, completion.stage_seconds);
   for (const BatchPart& part : scheduled.parts) {
     Sequence* sequence = scheduler_.find(part);
     if (!sequence) continue;

@@ -1,5 +1,7 @@
 #include "engine/scheduler.h"
 
+#include <spdlog/spdlog.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -47,6 +49,8 @@ void Scheduler::set_plan(const PlanSummary& plan) {
   slots_.assign(n_parallel_ == 0 ? plan.max_slots : std::min(n_parallel_, plan.max_slots), false);
   ops_.clear();
   n_running_ = 0;
+  cost_.reset();
+  prompt_waiting_ = 0;
   for (auto& [id, sequence] : sequences_) {
     sequence->slot.reset();
     sequence->tables.clear();
@@ -90,7 +94,10 @@ Sequence* Scheduler::find(const BatchPart& part) {
   return at->second.get();
 }
 
-uint32_t Scheduler::max_in_flight() const {
+uint32_t Scheduler::max_in_flight() const { return n_groups() + (n_groups() > 1 ? 1 : 0); }
+
+// Decoding sequences are divided into so many groups, one for each stage to work on.
+uint32_t Scheduler::n_groups() const {
   return std::max<uint32_t>(1, max_in_flight_ > 0 ? max_in_flight_ : static_cast<uint32_t>(plan_.stages.size()));
 }
 
@@ -228,15 +235,37 @@ void Scheduler::copy_partial(Sequence& sequence, const PrefixMatch& match) {
   cache_.release_partial(match);
 }
 
+// How many rows of prompts the next batch takes: on one stage all that fit, on several so many that what waits flows
+// through them soonest. Chosen when more comes to wait, so that the chunks of a prompt are of one size.
+uint32_t Scheduler::prompt_rows() {
+  if (plan_.stages.size() <= 1 || encoder_) return plan_.max_rows;
+  uint64_t waiting = 0;
+  for (const auto& [id, sequence] : sequences_)
+    if (sequence->slot && !sequence->decodes()) waiting += sequence->n_remaining();
+  if (waiting > prompt_waiting_) {
+    prompt_rows_ = cost_.chunk(static_cast<uint32_t>(std::min<uint64_t>(waiting, UINT32_MAX)),
+                               static_cast<uint32_t>(plan_.stages.size()), plan_.max_rows);
+    spdlog::debug("{} tokens of prompts wait: {} rows a batch", waiting, prompt_rows_);
+  }
+  prompt_waiting_ = waiting;
+  return std::max(1u, prompt_rows_);
+}
+
+void Scheduler::note_times(const ScheduledBatch& batch, std::span<const double> stage_seconds) {
+  uint32_t n_rows = 0;
+  for (const BatchPart& part : batch.parts) n_rows += part.n_rows;
+  if (!stage_seconds.empty()) cost_.add(n_rows, *std::max_element(stage_seconds.begin(), stage_seconds.end()));
+}
+
 // Decode rows first, then prefill chunks. With several batches in flight each takes its share of the decoding
-// sequences, so that all stages have work.
-std::vector<Scheduler::Chunk> Scheduler::choose() {
+// sequences, so that all stages have work: never more than its share, or groups would merge over time.
+std::vector<Scheduler::Chunk> Scheduler::choose(InFlight in_flight) {
   std::vector<Chunk> chunks;
   uint32_t n_decoding = 0;
   for (const auto& [id, sequence] : sequences_) n_decoding += sequence->slot && sequence->decodes();
   uint32_t rows_left = plan_.max_rows;
   uint32_t outputs_left = plan_.max_outputs > 0 ? plan_.max_outputs : plan_.max_rows;
-  uint32_t decodes_left = (n_decoding + max_in_flight() - 1) / max_in_flight();
+  uint32_t decodes_left = in_flight.n_decoding < n_groups() ? (n_decoding + n_groups() - 1) / n_groups() : 0;
   for (const auto& [id, sequence] : sequences_) {
     if (!sequence->slot || sequence->awaits_output || !sequence->decodes()) continue;
     if (rows_left == 0 || outputs_left == 0 || decodes_left == 0) break;
@@ -245,6 +274,7 @@ std::vector<Scheduler::Chunk> Scheduler::choose() {
     --outputs_left;
     --decodes_left;
   }
+  rows_left = std::min(rows_left, prompt_rows());
   for (const auto& [id, sequence] : sequences_) {
     if (!sequence->slot || sequence->awaits_output || sequence->decodes() || sequence->n_remaining() == 0) continue;
     if (rows_left == 0) break;
@@ -395,13 +425,14 @@ void Scheduler::add_rows(ScheduledBatch& scheduled, const Chunk& chunk) {
   scheduled.parts.push_back(part);
 }
 
-std::optional<ScheduledBatch> Scheduler::next_batch(bool nothing_in_flight) {
+std::optional<ScheduledBatch> Scheduler::next_batch(InFlight in_flight) {
+  const bool nothing_in_flight = in_flight.n == 0;
   // Also of those without rows in this batch: what left their windows is for the others.
   for (auto& [id, sequence] : sequences_) {
     if (sequence->slot) drop_left_windows(*sequence);
   }
   admit();
-  std::vector<Chunk> chunks = choose();
+  std::vector<Chunk> chunks = choose(in_flight);
   const bool wanted = !chunks.empty();
   reserve(chunks);
   if (chunks.empty() && wanted && nothing_in_flight) {
@@ -414,7 +445,10 @@ std::optional<ScheduledBatch> Scheduler::next_batch(bool nothing_in_flight) {
   CARAVAN_ASSERT(!chunks.empty() || !wanted || !nothing_in_flight, "the oldest sequence can always go on");
   if (chunks.empty() && (ops_.empty() || !nothing_in_flight)) return std::nullopt;
   ScheduledBatch scheduled;
-  for (const Chunk& chunk : chunks) add_rows(scheduled, chunk);
+  for (const Chunk& chunk : chunks) {
+    scheduled.decodes = scheduled.decodes || chunk.sequence->decodes();
+    add_rows(scheduled, chunk);
+  }
   scheduled.batch.kv_ops = std::exchange(ops_, {});
   return scheduled;
 }

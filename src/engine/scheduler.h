@@ -13,6 +13,7 @@
 #include "engine/pipeline.h"
 #include "engine/prefix_cache.h"
 #include "engine/sequence.h"
+#include "engine/stage_cost.h"
 
 namespace caravan::engine {
 
@@ -35,11 +36,12 @@ struct ScheduledBatch {
   stage::Batch batch;
   std::vector<BatchPart> parts;
   uint32_t n_recomputed = 0;  // rows that were computed before, for sequences that lost their KV
+  bool decodes = false;       // holds rows of answers
 };
 
 class Scheduler {
  public:
-  // n_parallel 0: the plan's max_slots. max_in_flight 0: one per stage.
+  // n_parallel 0: the plan's max_slots. max_in_flight: batches with rows of answers; 0: one per stage.
   Scheduler(uint32_t n_parallel, uint32_t max_in_flight) : n_parallel_(n_parallel), max_in_flight_(max_in_flight) {}
 
   // Takes the limits of a new plan with an empty KV cache: every sequence waits, to be computed again from its first
@@ -73,7 +75,13 @@ class Scheduler {
   // scheduled. A batch without rows only frees blocks at the stages. nullopt: nothing to do before a result comes.
   // While something is in flight, freeing waits for the next rows, and a sequence that finds no block waits for a
   // result.
-  std::optional<ScheduledBatch> next_batch(bool nothing_in_flight);
+  struct InFlight {
+    uint32_t n = 0, n_decoding = 0;  // batches, and those of them with rows of answers
+  };
+  std::optional<ScheduledBatch> next_batch(InFlight in_flight);
+
+  // A completed batch took so long at each stage; empty: not known.
+  void note_times(const ScheduledBatch& batch, std::span<const double> stage_seconds);
 
   // A batch failed, so it is unknown which of its block operations were applied: empties the prefix cache and all block
   // tables, here and, with the next batch, at the stages. Running sequences wait, to be computed again; results in
@@ -83,6 +91,7 @@ class Scheduler {
   uint32_t n_slots() const { return static_cast<uint32_t>(slots_.size()); }
   uint32_t n_running() const { return n_running_; }
   uint32_t n_waiting() const { return static_cast<uint32_t>(sequences_.size()) - n_running_; }
+  // On several stages there is room for one more batch, of prompts only: the first stage need not wait for a result.
   uint32_t max_in_flight() const;
   uint64_t n_preemptions() const { return n_preemptions_; }
   // Blocks held by sequences / all blocks of the fullest group; those that only the prefix cache keeps count as free.
@@ -98,7 +107,9 @@ class Scheduler {
   std::optional<stage::Slot> free_slot(const Sequence& waiting) const;
   Chunk oldest_chunk();
   bool fits_now(const Sequence& waiting) const;
-  std::vector<Chunk> choose();
+  std::vector<Chunk> choose(InFlight in_flight);
+  uint32_t n_groups() const;
+  uint32_t prompt_rows();
   void take_cached_prefix(Sequence& sequence);
   void copy_partial(Sequence& sequence, const PrefixMatch& match);
   uint32_t allocate(uint32_t group, uint32_t n_wanted);
@@ -124,6 +135,9 @@ class Scheduler {
   uint32_t n_running_ = 0;
   std::vector<stage::KvOp> ops_;  // changes since the last batch, in the order they happened
   uint64_t n_preemptions_ = 0;
+  StageCost cost_;
+  uint32_t prompt_rows_ = 0;     // rows of prompts per batch, chosen for what waited then
+  uint64_t prompt_waiting_ = 0;  // tokens of prompts that waited when the last batch was chosen
 };
 
 }  // namespace caravan::engine
