@@ -9,11 +9,12 @@
 #include "base/progress.h"
 #include "commands.h"
 #include "device/cpu/limits.h"
+#include "engine/engine.h"
+#include "generate.h"
 #include "gguf/file_type.h"
 #include "model_options.h"
 #include "models/registry.h"
 #include "models/work.h"
-#include "sequence_driver.h"
 
 namespace caravan::app {
 namespace {
@@ -57,29 +58,19 @@ struct Series {
   Json json() const { return {{"median", median()}, {"min", min()}, {"max", max()}, {"n", values.size()}}; }
 };
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-// One prompt and one generation after it; rates are appended.
-void measure(SequenceDriver& driver, const BenchOptions& options, uint32_t n_vocab, Series& prompt,
+// One prompt and one generation after it, as the engine computes them for a request; rates are appended.
+void measure(engine::Engine& engine, const BenchOptions& options, uint32_t n_vocab, Series& prompt,
              Series& generation) {
-  std::vector<int32_t> tokens(static_cast<size_t>(options.n_prompt));
-  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>((i * 7919 + 13) % n_vocab);
-  const uint32_t last[] = {static_cast<uint32_t>(tokens.size() - 1)};
-  const stage::OutputRequest argmax{0, stage::OutputKind::candidates, 1, {}};
-  const stage::Slot slots[] = {0};
-
-  driver.clear(0);
-  auto start = std::chrono::steady_clock::now();
-  auto rows = driver.forward(0, tokens, last, argmax);
-  prompt.values.push_back(options.n_prompt / seconds_since(start));
-  start = std::chrono::steady_clock::now();
-  for (int i = 0; i < options.n_gen; ++i) {
-    const int32_t next[] = {rows.front().ids.front()};
-    rows = driver.step(slots, next, argmax);
-  }
-  generation.values.push_back(options.n_gen / seconds_since(start));
+  engine::GenerateParams params;
+  for (int i = 0; i < options.n_prompt; ++i)
+    params.prompt.push_back(static_cast<int32_t>((static_cast<uint32_t>(i) * 7919u + 13) % n_vocab));
+  params.n_predict = options.n_gen + 1;  // the first is the prompt's
+  params.cache_prompt = false;
+  params.sampling.temperature = 0;
+  params.sampling.ignore_eos = true;
+  const engine::Timings timings = generate(engine, std::move(params), [](std::string_view) {}).timings;
+  prompt.values.push_back(timings.prompt_n / timings.prompt_ms * 1000);
+  generation.values.push_back((timings.predicted_n - 1) / timings.predicted_ms * 1000);
 }
 
 void print_markdown(const Json& r, const BenchOptions& o, const std::string& file_type) {
@@ -122,21 +113,21 @@ int run_bench(int argc, char** argv) {
   options.model.log_level = "warn";
   if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
   configure_logging(parse_log_level(options.model.log_level));
-  if (options.model.n_ctx == 0) options.model.n_ctx = static_cast<uint32_t>(options.n_prompt + options.n_gen + 1);
+  if (options.model.n_ctx == 0) options.model.n_ctx = static_cast<uint32_t>(options.n_prompt + options.n_gen + 2);
 
   const int n_threads = thread_count(options.model.n_threads);
   const device::cpu::MachineLimits limits = device::cpu::measure_limits(n_threads);
   OpenedModel opened(options.model);
-  opened.pipeline().start();
-  SequenceDriver driver(opened.pipeline());
+  engine::Engine engine(opened.pipeline(), opened.vocabulary(), {});
+  start(opened, engine);
   const models::ModelWork work = models::model_work(models::find_arch(opened.file().metadata()),
                                                     opened.hyperparameters(), models::tensor_map(opened.file()));
 
   Series prompt, generation;
   Series warm_up_prompt, warm_up_generation;
-  measure(driver, options, opened.hyperparameters().n_vocab, warm_up_prompt, warm_up_generation);
+  measure(engine, options, opened.hyperparameters().n_vocab, warm_up_prompt, warm_up_generation);
   for (int i = 0; i < options.repetitions; ++i)
-    measure(driver, options, opened.hyperparameters().n_vocab, prompt, generation);
+    measure(engine, options, opened.hyperparameters().n_vocab, prompt, generation);
 
   const double prompt_ops = 2 * work.per_prompt_row().multiplies * options.n_prompt +
                             2 * (work.per_token().multiplies - work.per_prompt_row().multiplies);
