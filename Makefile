@@ -1,5 +1,5 @@
 # The front door. `make demo` and `make test` need nothing but a clone on Debian 12 or Ubuntu 24.04.
-.PHONY: demo test test-clients build check-full bench format format-check lint clean packages
+.PHONY: demo test test-clients image-test build check-full bench format format-check lint clean packages
 JOBS ?= $(shell nproc)
 
 # Builds if needed, runs two backends and one server with the bundled model, asks one question, stops everything.
@@ -23,6 +23,11 @@ test: packages
 # A session of the OpenAI and Anthropic clients, and docs/openapi.yaml against real answers. Needs Node.js and npm.
 test-clients: build
 	@scripts/run_tests.py build/release --e2e-only --filter clients
+
+# Builds the container images without a container engine and tries them, on amd64, arm64 and arm/v7. Needs root, takes an hour on 2 cores;
+# `scripts/image_test.sh amd64` is one of them.
+image-test:
+	@scripts/image_test.sh
 
 # What takes longer than a push should: ThreadSanitizer, clang, cross builds under emulation, long fuzzing.
 check-full:

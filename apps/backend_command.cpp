@@ -1,6 +1,8 @@
 // caravan backend (rpc-server): offers this machine's memory and processor to servers.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/progress.h"
@@ -24,30 +26,41 @@ struct BackendCommandOptions {
   uint64_t cache_limit_bytes = uint64_t{64} << 30;
 };
 
+// Of the free memory what can be promised: the rest of the process and of the machine needs some.
+uint64_t memory_offered_mib(uint64_t available_bytes) {
+  constexpr uint64_t kLeastMargin = 256;
+  const uint64_t available = available_bytes >> 20;
+  const uint64_t margin = std::max(kLeastMargin, available / 10);
+  if (available <= margin)
+    throw RequestError(fmt::format("only {} MiB are free, and {} MiB of them are kept as a margin", available, margin));
+  return available - margin;
+}
+
 OptionParser make_parser(BackendCommandOptions& o) {
   OptionParser parser("caravan backend [--host HOST] [--port N] [--mem MIB] [-t N] [--rpc-token TOKEN]",
                       "Holds layers of models for servers and computes them. Also runs under the name rpc-server.");
   parser.add({{"-H", "--host"}, "HOST", "address to listen on (127.0.0.1)", {"APP_BIND"}, into(o.host)});
   parser.add(
       {{"-p", "--port"}, "N", "port to listen on, 0: any free one (50052)", {"APP_PORT"}, into(o.port, 0, 65535)});
-  parser.add({{"-m", "--mem"},
-              "MIB",
-              "most memory for weights, KV cache and scratch together (what is free)",
-              {"APP_MEM"},
-              [&o](const std::string& value) {
-                if (value.find(',') != std::string::npos)
-                  throw RequestError("this machine offers one device, the CPU: give one number of MiB, found '" +
-                                     value + "'");
-                o.mem_mib = static_cast<uint64_t>(parse_integer(value, 0, INT32_MAX));
-              }});
-  parser.add({{"-t", "--threads"}, "N", "threads to compute with (all)", {}, [&o](const std::string& value) {
-                o.n_threads = static_cast<int>(parse_integer(value, 1, 512));
-              }});
-  parser.add({{"--rpc-token"},
-              "TOKEN",
-              "secret that servers must share: encrypts and authenticates (TLS 1.3)",
-              {"APP_RPC_TOKEN"},
-              into(o.token)});
+  parser.add(
+      {{"-m", "--mem"},
+       "MIB",
+       "most memory for weights, KV cache and scratch together; auto: what is free, less a margin (what is free)",
+       {"APP_MEM"},
+       [&o](const std::string& value) {
+         if (value == "auto") {
+           o.mem_mib = memory_offered_mib(available_memory_bytes());
+           return;
+         }
+         if (value.find(',') != std::string::npos)
+           throw RequestError("this machine offers one device, the CPU: give one number of MiB, found '" + value + "'");
+         o.mem_mib = static_cast<uint64_t>(parse_integer(value, 0, INT32_MAX));
+       }});
+  parser.add(
+      {{"-t", "--threads"}, "N", "threads to compute with (all)", {"APP_THREADS"}, [&o](const std::string& value) {
+         o.n_threads = static_cast<int>(parse_integer(value, 1, 512));
+       }});
+  add_token_options(parser, o.token, "secret that servers must share: encrypts and authenticates (TLS 1.3)");
   parser.add({{"--keep-alive"},
               "S",
               "seconds that weights nobody uses stay loaded (300)",
@@ -76,7 +89,11 @@ OptionParser make_parser(BackendCommandOptions& o) {
               {"APP_ADVERTISE"},
               into(o.advertise)});
   add_log_options(parser, o.log_level);
-  parser.unsupported({"-d", "--device"});
+  parser.add(
+      {{"-d", "--device"}, "DEVICE", "what to compute with: cpu (cpu)", {"APP_DEVICE"}, [](const std::string& value) {
+         if (value != "cpu" && value != "CPU")
+           throw RequestError("this version computes on the processor only: expected cpu, found '" + value + "'");
+       }});
   return parser;
 }
 

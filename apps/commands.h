@@ -12,5 +12,6 @@ int run_logits(int argc, char** argv);
 int run_quantize(int argc, char** argv);
 int run_health(int argc, char** argv);
 int run_token(int argc, char** argv);
+int run_entrypoint(int argc, char** argv);
 
 }  // namespace caravan::app

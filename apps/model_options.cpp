@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "base/file.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "cache_options.h"
@@ -84,6 +85,18 @@ std::string required_model(const ModelOptions& options) {
 
 int thread_count(int n_threads) { return n_threads > 0 ? n_threads : usable_cpu_count(); }
 
+void add_token_options(OptionParser& parser, std::string& token, std::string help) {
+  Option option{{"--rpc-token"}, "TOKEN", std::move(help), {"APP_RPC_TOKEN"}, into(token)};
+  option.is_secret = true;
+  parser.add(std::move(option));
+  parser.add(
+      {{"--rpc-token-file"}, "FILE", "file that holds it", {"APP_RPC_TOKEN_FILE"}, [&token](const std::string& path) {
+         token = read_text_file(path);
+         token.erase(token.find_last_not_of(" \t\r\n") + 1);
+         if (token.empty()) throw RequestError("the file '" + path + "' holds no token");
+       }});
+}
+
 void add_model_options(OptionParser& parser, ModelOptions& o) {
   parser.section("Model and machines");
   parser.add({{"-m", "--model"},
@@ -96,11 +109,7 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
               "backends that hold the model, in the order of layers; none: all runs here",
               {"LLAMA_ARG_RPC", "APP_RPC_BACKENDS"},
               into_list(o.rpc)});
-  parser.add({{"--rpc-token"},
-              "TOKEN",
-              "secret shared with the backends: encrypts and authenticates (TLS 1.3)",
-              {"APP_RPC_TOKEN"},
-              into(o.rpc_token)});
+  add_token_options(parser, o.rpc_token, "secret shared with the backends: encrypts and authenticates (TLS 1.3)");
   parser.add({{"--rpc-relay"}, "", "pass activations between backends through this process", {}, into(o.rpc_relay)});
   parser.add({{"--rpc-wait"}, "S", "seconds to wait for backends at the start (60)", {}, into(o.rpc_wait_s, 0, 86400)});
   parser.add({{"--cache-dir"},
@@ -147,14 +156,14 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
   parser.add({{"-t", "--threads"},
               "N",
               "threads for layers held by this process (all)",
-              {"LLAMA_ARG_THREADS"},
+              {"LLAMA_ARG_THREADS", "APP_THREADS"},
               [&o](const std::string& value) {
                 o.n_threads = static_cast<int>(std::max<int64_t>(0, parse_integer(value, -1, kMaxThreads)));
               }});
   parser.add({{"-c", "--ctx-size"},
               "N",
               "context in tokens (0: the largest that fits, at most what the model was trained for)",
-              {"LLAMA_ARG_CTX_SIZE"},
+              {"LLAMA_ARG_CTX_SIZE", "APP_CTX_SIZE"},
               into(o.n_ctx, 0, INT32_MAX)});
   parser.add(
       {{"-b", "--batch-size"}, "N", "most tokens per step (2048)", {"LLAMA_ARG_BATCH"}, into(o.n_batch, 1, 65536)});
@@ -176,7 +185,7 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
   parser.add({{"-np", "--parallel"},
               "N",
               "sequences computed at the same time (4)",
-              {"LLAMA_ARG_N_PARALLEL"},
+              {"LLAMA_ARG_N_PARALLEL", "APP_PARALLEL"},
               [&o](const std::string& value) {
                 const int64_t n = parse_integer(value, -1, kMaxParallel);
                 if (n == 0) throw RequestError("0 sequences cannot be served; give at least 1, or -1 for the default");
@@ -227,7 +236,11 @@ void add_less_common_sampling_options(OptionParser& parser, engine::SamplingPara
 void add_sampling_options(OptionParser& parser, engine::SamplingParams& s) {
   parser.section("Sampling (requests may override)");
   parser.add({{"--temp", "--temperature"}, "N", "temperature, 0: greedy (0.8)", {}, into(s.temperature)});
-  parser.add({{"--top-k"}, "N", "keep the K most likely tokens, 0: off (40)", {}, into(s.top_k, 0, INT32_MAX)});
+  parser.add({{"--top-k"},
+              "N",
+              "keep the K most likely tokens, 0: off (40)",
+              {"LLAMA_ARG_TOP_K"},
+              into(s.top_k, 0, INT32_MAX)});
   parser.add(
       {{"--top-p"}, "N", "keep the most likely tokens up to this probability, 1: off (0.95)", {}, into(s.top_p)});
   parser.add({{"--min-p"},
@@ -293,13 +306,14 @@ void add_log_options(OptionParser& parser, std::string& level) {
 
 void add_known_model_flags(OptionParser& parser) {
   parser.section("Accepted for compatibility");
-  parser.accepted({"-fa", "--flash-attn"}, "[on|off|auto]", "attention is always computed without an n x n buffer");
+  parser.accepted({"-fa", "--flash-attn"}, "[on|off|auto]", "attention is always computed without an n x n buffer",
+                  {"LLAMA_ARG_FLASH_ATTN"});
   parser.accepted({"-tb", "--threads-batch"}, "N", "prompts and generation use the threads of -t");
-  parser.accepted({"--mmap"}, "", "weights are always repacked into memory of their own");
-  parser.accepted({"--no-mmap"}, "", "weights are always repacked into memory of their own");
+  parser.accepted({"--mmap"}, "", "weights are always repacked into memory of their own", {"LLAMA_ARG_MMAP"});
+  parser.accepted({"--no-mmap"}, "", "weights are always repacked into memory of their own", {"LLAMA_ARG_NO_MMAP"});
   parser.accepted({"--no-warmup"}, "", "there is no warm-up");
-  parser.accepted({"--offline"}, "", "nothing is ever downloaded");
-  parser.accepted({"-kvu", "--kv-unified"}, "", "sequences always share one KV cache");
+  parser.accepted({"--offline"}, "", "nothing is ever downloaded", {"LLAMA_ARG_OFFLINE"});
+  parser.accepted({"-kvu", "--kv-unified"}, "", "sequences always share one KV cache", {"LLAMA_ARG_KV_UNIFIED"}, true);
   parser.unsupported({"-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-hft", "--hf-token", "-mu", "--model-url"},
                      kNoDownloads);
   parser.unsupported({"-sm",

@@ -42,6 +42,8 @@ struct ModelOptions {
 // (APP_*).
 void add_model_options(OptionParser& parser, ModelOptions& options);
 void add_sampling_options(OptionParser& parser, engine::SamplingParams& sampling);
+// --rpc-token and --rpc-token-file; help: what the secret is for.
+void add_token_options(OptionParser& parser, std::string& token, std::string help);
 void add_log_options(OptionParser& parser, std::string& level);
 // Flags of llama.cpp's tools that concern the model and are not supported, or mean nothing here.
 void add_known_model_flags(OptionParser& parser);

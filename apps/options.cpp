@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
@@ -10,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <utility>
 
 #include "base/error.h"
 
@@ -64,9 +66,11 @@ void OptionParser::unsupported(std::vector<std::string> names, const std::string
     rows_.push_back({{{std::move(name)}, "", instead, {}, {}}, Row::Kind::unsupported, 0});
 }
 
-void OptionParser::accepted(std::vector<std::string> names, std::string value, std::string why) {
-  rows_.push_back(
-      {{std::move(names), std::move(value), std::move(why), {}, {}}, Row::Kind::accepted, sections_.size() - 1});
+void OptionParser::accepted(std::vector<std::string> names, std::string value, std::string why,
+                            std::vector<std::string> environment, bool must_stay_on) {
+  Option option{std::move(names), std::move(value), std::move(why), std::move(environment), {}};
+  if (must_stay_on) option.set_off = [] { throw RequestError("it cannot be turned off in this version"); };
+  rows_.push_back({std::move(option), Row::Kind::accepted, sections_.size() - 1});
 }
 
 void OptionParser::positional(std::string name, std::string help, std::function<void(const std::string&)> set) {
@@ -104,26 +108,70 @@ void OptionParser::apply(const Row& row, const std::string& name, const std::str
   }
 }
 
-void OptionParser::apply_environment(std::span<const Given> given) const {
+void OptionParser::apply_variable(const Row& row, const std::string& variable, const std::string& value) const {
+  const std::string name = row.option.is_secret ? variable : fmt::format("{}='{}'", variable, value);
+  const std::string& expected = row.option.value;
+  if (!expected.empty()) {
+    if (expected.front() == '[' && !is_choice_of(expected, value))
+      throw RequestError(fmt::format("{}: expected one of {}", name, expected));
+    return apply(row, name, value);
+  }
+  if (value == "1" || value == "on" || value == "true" || value == "enabled") return apply(row, variable, "");
+  if (value != "0" && value != "off" && value != "false" && value != "disabled")
+    throw RequestError(fmt::format("{}: accepted are on, true, enabled, 1 and off, false, disabled, 0", name));
+  if (!row.option.set_off) return;
+  try {
+    row.option.set_off();
+  } catch (const RequestError& error) {
+    throw RequestError(fmt::format("{}: {}", name, error.what()));
+  }
+}
+
+std::vector<OptionParser::Given> OptionParser::apply_environment(std::span<const Given> given) const {
+  std::vector<Given> applied;
   for (const Row& row : rows_) {
     if (std::any_of(given.begin(), given.end(), [&](const Given& g) { return g.row == &row; })) continue;
     for (const std::string& variable : row.option.environment) {
       const char* text = std::getenv(variable.c_str());
       if (text == nullptr || *text == '\0') continue;
-      const std::string value = text;
-      if (row.option.value.empty()) {
-        const bool on = value == "1" || value == "on" || value == "true" || value == "enabled";
-        const bool off = value == "0" || value == "off" || value == "false" || value == "disabled";
-        if (!on && !off)
-          throw RequestError(
-              fmt::format("{}='{}': accepted are on, true, enabled, 1 and off, false, disabled, 0", variable, value));
-        if (on) apply(row, variable, "");
-      } else {
-        apply(row, fmt::format("{}='{}'", variable, value), value);
-      }
+      apply_variable(row, variable, text);
+      applied.push_back({&row, variable, text});
       break;
     }
   }
+  return applied;
+}
+
+void OptionParser::check_unread_variables() const {
+  if (unread_prefix_.empty()) return;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string_view text = *entry;
+    const size_t equals = text.find('=');
+    if (!text.starts_with(unread_prefix_) || equals == std::string_view::npos || equals + 1 == text.size()) continue;
+    const std::string name(text.substr(0, equals));
+    const bool is_read = std::any_of(rows_.begin(), rows_.end(), [&](const Row& row) {
+      const auto& variables = row.option.environment;
+      return std::find(variables.begin(), variables.end(), name) != variables.end();
+    });
+    if (!is_read)
+      throw RequestError(
+          fmt::format("{}='{}' is not supported by this version: no option reads it; --help lists those "
+                      "that are read",
+                      name, text.substr(equals + 1)));
+  }
+}
+
+void OptionParser::print_config(std::span<const Given> environment, std::span<const Given> given) const {
+  const auto line = [](const Given& g, const std::string& source) {
+    const Option& option = g.row->option;
+    fmt::print("{}{}{}{}\n", option.names.back(), option.value.empty() && g.value.empty() ? "" : " ",
+               option.is_secret ? "(secret)" : g.value, source);
+  };
+  for (const Given& g : environment) line(g, fmt::format("  [{}]", g.name));
+  for (size_t i = 0; i < given.size(); ++i)
+    if (std::none_of(given.begin() + static_cast<ptrdiff_t>(i) + 1, given.end(),
+                     [&](const Given& later) { return later.row == given[i].row; }))
+      line(given[i], "");
 }
 
 // Reads the option at argv[i] and its value; i ends at the last argument used.
@@ -168,8 +216,11 @@ OptionParser::Result OptionParser::parse(int argc, char** argv) {
   }
   std::vector<Given> given;
   std::vector<std::string> plain;  // arguments that are no options
+  bool prints_config = false;
   for (int i = 1; i < argc; ++i) {
-    if (looks_like_option(argv[i])) {
+    if (std::string_view(argv[i]) == "--print-config") {
+      prints_config = true;
+    } else if (looks_like_option(argv[i])) {
       given.push_back(read_option(argc, argv, i));
     } else {
       plain.emplace_back(argv[i]);
@@ -181,10 +232,12 @@ OptionParser::Result OptionParser::parse(int argc, char** argv) {
     const Positional& missing = positionals_[plain.size()];
     throw RequestError(fmt::format("missing argument {}: {}", missing.name, missing.help));
   }
-  apply_environment(given);
+  check_unread_variables();
+  const std::vector<Given> from_environment = apply_environment(given);
   for (const Given& g : given) apply(*g.row, g.name, g.value);
   for (size_t i = 0; i < plain.size(); ++i) positionals_[i].set(plain[i]);
-  return Result::run;
+  if (prints_config) print_config(from_environment, given);
+  return prints_config ? Result::exit : Result::run;
 }
 
 std::string OptionParser::help() const {
@@ -204,8 +257,11 @@ std::string OptionParser::help() const {
       text += '\n';
     }
   }
-  text += fmt::format("\n  {:<{}}{}\n  {:<{}}{}\n", "-h, --help", kHelpColumn - 2, "print this and exit", "--version",
-                      kHelpColumn - 2, "print the version and exit");
+  text += '\n';
+  for (const auto& [name, effect] : {std::pair{"-h, --help", "print this and exit"},
+                                     {"--version", "print the version and exit"},
+                                     {"--print-config", "print what options and variables come to, and exit"}})
+    text += fmt::format("  {:<{}}{}\n", name, kHelpColumn - 2, effect);
   return text;
 }
 
@@ -247,6 +303,10 @@ std::function<void(const std::string&)> into(float& target) {
 std::function<void(const std::string&)> into_list(std::vector<std::string>& target) {
   return [&target](const std::string& value) {
     target = split(value, ',');
+    for (std::string& part : target) {
+      part.erase(0, part.find_first_not_of(" \t\r\n"));
+      part.erase(part.find_last_not_of(" \t\r\n") + 1);
+    }
     std::erase(target, "");
   };
 }

@@ -21,6 +21,10 @@ struct Option {
   std::string help;
   std::vector<std::string> environment;         // variables read when the option is not given, first one wins
   std::function<void(const std::string&)> set;  // throws RequestError for a bad value; flags get ""
+  // Of a flag: what a variable that says "off" does; without it, nothing.
+  std::function<void()> set_off = {};
+  // The value is not shown by --print-config.
+  bool is_secret = false;
 };
 
 // A table of options for one command.
@@ -35,14 +39,19 @@ class OptionParser {
   // Flags of llama.cpp's tools that this version knows but does not support: using one is an error that says so.
   // instead: what to do then, said behind it.
   void unsupported(std::vector<std::string> names, const std::string& instead = {});
-  // Flags whose effect is always on, or means nothing here: accepted. value: as in Option.
-  void accepted(std::vector<std::string> names, std::string value, std::string why);
+  // Flags whose effect is always on, or means nothing here: accepted. value: as in Option. environment: variables that
+  // are accepted as well; must_stay_on: those that say "off" are an error.
+  void accepted(std::vector<std::string> names, std::string value, std::string why,
+                std::vector<std::string> environment = {}, bool must_stay_on = false);
+  // A set variable whose name begins with prefix is an error unless some option reads it.
+  void refuse_unread_variables(std::string prefix) { unread_prefix_ = std::move(prefix); }
   // Arguments without a dash, in order. Those that may be missing come last; help leaves out those without a name.
   void positional(std::string name, std::string help, std::function<void(const std::string&)> set);
   void optional_positional(std::string name, std::string help, std::function<void(const std::string&)> set);
 
   enum class Result { run, exit };
-  // Reads argv[1..], and the environment for options that are not given. --help and --version print and give exit.
+  // Reads argv[1..], and the environment for options that are not given. --help and --version print and give exit; so
+  // does --print-config, after everything was checked, with a line for each option that is set and what set it.
   // Throws RequestError naming the option: unknown (with a suggestion), missing or bad value.
   Result parse(int argc, char** argv);
 
@@ -68,12 +77,17 @@ class OptionParser {
   Given read_option(int argc, char** argv, int& i) const;
   [[noreturn]] void unknown(const std::string& name) const;
   void apply(const Row& row, const std::string& name, const std::string& value) const;
-  void apply_environment(std::span<const Given> given) const;
+  // Returns what the environment gave, name: the variable.
+  std::vector<Given> apply_environment(std::span<const Given> given) const;
+  void apply_variable(const Row& row, const std::string& variable, const std::string& value) const;
+  void check_unread_variables() const;
+  void print_config(std::span<const Given> environment, std::span<const Given> given) const;
 
   std::string usage_, about_;
   std::vector<std::string> sections_{""};
   std::vector<Row> rows_;
   std::vector<Positional> positionals_;
+  std::string unread_prefix_;
 };
 
 // Setters for Option::set. Throw RequestError saying what is accepted.
@@ -83,7 +97,8 @@ std::function<void(const std::string&)> into(int& target, int64_t least, int64_t
 std::function<void(const std::string&)> into(uint32_t& target, int64_t least, int64_t most);
 std::function<void(const std::string&)> into(uint64_t& target, int64_t least, int64_t most);
 std::function<void(const std::string&)> into(float& target);
-std::function<void(const std::string&)> into_list(std::vector<std::string>& target);  // separated by commas
+// Separated by commas; white space around the parts and empty parts are dropped.
+std::function<void(const std::string&)> into_list(std::vector<std::string>& target);
 
 // A whole number from text within [least, most]; throws RequestError.
 int64_t parse_integer(const std::string& text, int64_t least, int64_t most);

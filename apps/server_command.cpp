@@ -72,12 +72,17 @@ OptionParser make_parser(ServerCommandOptions& o) {
               "names of the model in answers (the path)",
               {"LLAMA_ARG_ALIAS"},
               into_list(o.aliases)});
-  parser.add(
-      {{"--api-key"}, "KEY,...", "keys of which a client must send one", {"LLAMA_API_KEY"}, into_list(o.api.api_keys)});
+  Option keys{{"--api-key"},
+              "KEY,...",
+              "keys of which a client must send one",
+              {"LLAMA_API_KEY", "APP_API_KEY"},
+              into_list(o.api.api_keys)};
+  keys.is_secret = true;
+  parser.add(std::move(keys));
   parser.add({{"--api-key-file"},
               "FILE",
               "more such keys, one on each line; lines that begin with # are comments",
-              {"LLAMA_ARG_API_KEY_FILE"},
+              {"LLAMA_ARG_API_KEY_FILE", "APP_API_KEY_FILE"},
               [&o](const std::string& path) { read_api_keys(path, o.api.api_keys); }});
   parser.add(
       {{"--ssl-key-file"}, "FILE", "private key (PEM) for HTTPS", {"LLAMA_ARG_SSL_KEY_FILE"}, into(o.tls_key_file)});
@@ -87,6 +92,9 @@ OptionParser make_parser(ServerCommandOptions& o) {
               {"LLAMA_ARG_SSL_CERT_FILE"},
               into(o.tls_certificate_file)});
   parser.add({{"--api-prefix"}, "PATH", "put before every path", {"LLAMA_ARG_API_PREFIX"}, into(o.api_prefix)});
+  parser.add({{"--ui", "--webui"}, "", "a chat page at / (there is one)", {"LLAMA_ARG_UI"}, into(o.api.web_page), [&o] {
+                o.api.web_page = false;
+              }});
   parser.add({{"--no-ui", "--no-webui"}, "", "no chat page at /", {}, into(o.api.web_page, false)});
   parser.add({{"--cors-origins"},
               "ORIGINS",
@@ -110,7 +118,12 @@ OptionParser make_parser(ServerCommandOptions& o) {
               "requests that may wait before more are refused (256)",
               {},
               into(o.max_queue, 1, 1000000)});
-  parser.add({{"--slots"}, "", "GET /slots shows what runs (it does)", {}, into(o.api.slots_endpoint)});
+  parser.add({{"--slots"},
+              "",
+              "GET /slots shows what runs (it does)",
+              {"LLAMA_ARG_ENDPOINT_SLOTS"},
+              into(o.api.slots_endpoint),
+              [&o] { o.api.slots_endpoint = false; }});
   parser.add({{"--no-slots"}, "", "it does not", {"LLAMA_ARG_NO_ENDPOINT_SLOTS"}, into(o.api.slots_endpoint, false)});
   parser.add({{"--props"}, "", "take POST /props", {"LLAMA_ARG_ENDPOINT_PROPS"}, into(o.api.props_endpoint)});
   parser.add({{"--slot-save-path"},
@@ -128,7 +141,8 @@ OptionParser make_parser(ServerCommandOptions& o) {
               "",
               "a full context loses older tokens and goes on, instead of ending the answer",
               {"LLAMA_ARG_CONTEXT_SHIFT"},
-              into(o.context_shift)});
+              into(o.context_shift),
+              [&o] { o.context_shift = false; }});
   parser.add({{"--no-context-shift"}, "", "it does not", {}, into(o.context_shift, false)});
   parser.add({{"--keep"},
               "N",
@@ -140,8 +154,9 @@ OptionParser make_parser(ServerCommandOptions& o) {
   parser.add({{"--cache-prompt"},
               "",
               "prompts reuse what earlier ones with the same beginning computed (always, unless a request says no)",
-              {},
-              into(o.api.cache_prompt)});
+              {"LLAMA_ARG_CACHE_PROMPT"},
+              into(o.api.cache_prompt),
+              [&o] { o.api.cache_prompt = false; }});
   parser.add({{"--no-cache-prompt"},
               "",
               "only requests with \"cache_prompt\": true do",
@@ -151,8 +166,16 @@ OptionParser make_parser(ServerCommandOptions& o) {
     if (parse_integer(value, -1, std::numeric_limits<int32_t>::max()) != 0)
       throw RequestError("only 0 is supported: cached prompts live in the free part of the KV cache");
   };
-  parser.add({{"--cache-reuse"}, "N", "0: only prefixes are reused, not pieces from the middle", {}, only_zero});
-  parser.add({{"-cram", "--cache-ram"}, "MIB", "0: cached prompts take no memory beside the KV cache", {}, only_zero});
+  parser.add({{"--cache-reuse"},
+              "N",
+              "0: only prefixes are reused, not pieces from the middle",
+              {"LLAMA_ARG_CACHE_REUSE"},
+              only_zero});
+  parser.add({{"-cram", "--cache-ram"},
+              "MIB",
+              "0: cached prompts take no memory beside the KV cache",
+              {"LLAMA_ARG_CACHE_RAM"},
+              only_zero});
   parser.add({{"--stop-timeout"},
               "S",
               "seconds that running requests have to finish after SIGTERM (10)",
@@ -185,7 +208,10 @@ OptionParser make_parser(ServerCommandOptions& o) {
               "the same from a file",
               {"LLAMA_ARG_CHAT_TEMPLATE_FILE"},
               [&o](const std::string& value) { o.api.chat.chat_template = read_text_file(value); }});
-  parser.add({{"--jinja"}, "", "render chat templates with Jinja (always)", {}, into(o.api.chat.jinja)});
+  parser.add(
+      {{"--jinja"}, "", "render chat templates with Jinja (always)", {"LLAMA_ARG_JINJA"}, into(o.api.chat.jinja), [&o] {
+         o.api.chat.jinja = false;
+       }});
   parser.add({{"--no-jinja"}, "", "requests with tools answer 501", {}, into(o.api.chat.jinja, false)});
   parser.add({{"--reasoning-format"},
               "FORMAT",
@@ -205,8 +231,10 @@ OptionParser make_parser(ServerCommandOptions& o) {
   add_grammar_options(parser, o.api.grammar);
   add_log_options(parser, o.model.log_level);
   add_known_model_flags(parser);
-  parser.accepted({"--metrics"}, "", "/metrics is always there");
-  parser.accepted({"-cb", "--cont-batching"}, "", "requests are always batched together");
+  parser.accepted({"--metrics"}, "", "/metrics is always there", {"LLAMA_ARG_ENDPOINT_METRICS"});
+  parser.accepted({"-cb", "--cont-batching"}, "", "requests are always batched together", {"LLAMA_ARG_CONT_BATCHING"},
+                  true);
+  parser.refuse_unread_variables("LLAMA_ARG_");
   parser.unsupported({"-nocb", "--no-cont-batching", "--path", "--models-dir", "--sleep-idle-seconds", "--tools"});
   return parser;
 }

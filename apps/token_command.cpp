@@ -1,8 +1,11 @@
-// caravan token: prints a secret for --rpc-token.
+// caravan token: makes a secret for --rpc-token.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <openssl/rand.h>
+#include <unistd.h>
 
 #include <array>
+#include <cerrno>
 
 #include "base/error.h"
 #include "commands.h"
@@ -26,20 +29,52 @@ std::string encode(const std::array<unsigned char, kBytes>& bytes) {
   return text;
 }
 
-}  // namespace
-
-int run_token(int argc, char** argv) {
-  OptionParser parser("caravan token",
-                      "Prints a random token for --rpc-token or APP_RPC_TOKEN: the same one for a server and its "
-                      "backends, kept secret.");
-  if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
+std::string new_token() {
   std::array<unsigned char, kBytes> bytes{};
   std::string token;
   do {  // one that begins with a dash would be taken for an option
     CARAVAN_ASSERT(RAND_bytes(bytes.data(), static_cast<int>(bytes.size())) == 1, "OpenSSL's generator is seeded");
     token = encode(bytes);
   } while (token.front() == '-');
-  fmt::print("{}\n", token);
+  return token;
+}
+
+// Creates the file for its owner alone. Returns false when there is one that may stay.
+bool write_token(const std::string& path, const std::string& token, bool replaces) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | (replaces ? O_TRUNC : O_EXCL), 0600);
+  if (fd < 0 && errno == EEXIST) return false;
+  if (fd < 0) throw SystemError("cannot write '" + path + "'", errno);
+  const std::string line = token + "\n";
+  const ssize_t n = write(fd, line.data(), line.size());
+  const int error = errno;
+  close(fd);
+  if (n != static_cast<ssize_t>(line.size())) throw SystemError("cannot write '" + path + "'", error);
+  return true;
+}
+
+}  // namespace
+
+int run_token(int argc, char** argv) {
+  std::string path, given;
+  OptionParser parser("caravan token [--file FILE]",
+                      "Prints a random token for --rpc-token or APP_RPC_TOKEN: the same one for a server and its "
+                      "backends, kept secret.");
+  parser.add({{"--file"}, "FILE", "write it there instead, unless the file exists", {}, into(path)});
+  Option token{
+      {"--rpc-token"}, "TOKEN", "write this to FILE instead, also over an older one", {"APP_RPC_TOKEN"}, into(given)};
+  token.is_secret = true;
+  parser.add(std::move(token));
+  if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
+  if (path.empty()) {
+    fmt::print("{}\n", new_token());
+    return 0;
+  }
+  const bool is_given = !given.empty();
+  const bool wrote = write_token(path, is_given ? given : new_token(), is_given);
+  fmt::print("{} {}\n", path,
+             !wrote     ? "exists: left as it is"
+             : is_given ? "holds the token given"
+                        : "holds a new token");
   return 0;
 }
 

@@ -156,7 +156,9 @@ net::awaitable<void> BackendLink::State::greet() {
   hello.set_protocol_major(kProtocolMajor);
   hello.set_protocol_minor(kProtocolMinor);
   hello.set_software_version(CARAVAN_VERSION);
-  hello.set_role(options.role == LinkOptions::Role::peer ? pb::Hello::BACKEND : pb::Hello::SERVER);
+  hello.set_role(options.role == LinkOptions::Role::peer   ? pb::Hello::BACKEND
+                 : options.role == LinkOptions::Role::tool ? pb::Hello::TOOL
+                                                           : pb::Hello::SERVER);
   hello.set_name(options.name);
   channel->send(MessageType::hello, hello);
   std::optional<net::Frame> frame = co_await channel->read();

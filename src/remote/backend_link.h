@@ -18,7 +18,7 @@
 namespace caravan::remote {
 
 struct LinkOptions {
-  enum class Role { server, peer };
+  enum class Role { server, peer, tool };  // tool: looks only, and is not logged
   Role role = Role::server;
   std::string token;                                // empty: no TLS
   std::string name;                                 // of this side, for the backend's log

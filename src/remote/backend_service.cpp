@@ -118,6 +118,8 @@ class Peer : public std::enable_shared_from_this<Peer> {
   void leave_route(const std::string& reason);
   uint32_t n_stages() const { return n_stages_.load(); }
   uint64_t n_stale() const;
+  // A tool that loads nothing; not worth a line in the log.
+  bool only_looks() const { return only_looks_; }
 
  private:
   net::FrameLimits limits(uint16_t type) const;
@@ -133,7 +135,8 @@ class Peer : public std::enable_shared_from_this<Peer> {
   BackendService::State& service_;
   const std::shared_ptr<Channel> channel_;
   bool greeted_ = false;
-  bool is_backend_ = false;          // the stage before one of ours, not a server
+  bool is_backend_ = false;  // the stage before one of ours, not a server
+  bool only_looks_ = false;
   std::shared_ptr<Inlet> inlet_;     // of a backend that has attached
   std::atomic<uint64_t> n_late_{0};  // its steps that were dropped
   mutable std::mutex mutex_;
@@ -192,8 +195,9 @@ net::awaitable<bool> Peer::greet() {
   greeted_ = true;
   is_backend_ = hello.role() == pb::Hello::BACKEND;
   channel_->send(MessageType::hello_ack, service_.hello_ack());
-  spdlog::info("{}: connected: {} '{}', {}", name(), is_backend_ ? "backend" : "server", printable(hello.name()),
-               theirs);
+  only_looks_ = hello.role() == pb::Hello::TOOL;
+  spdlog::log(only_looks_ ? spdlog::level::debug : spdlog::level::info, "{}: connected: {} '{}', {}", name(),
+              is_backend_ ? "backend" : "server", printable(hello.name()), theirs);
   co_return true;
 }
 
@@ -495,8 +499,8 @@ net::awaitable<void> BackendService::State::serve([[maybe_unused]] std::shared_p
     const uint64_t stale = peer->n_stale();
     const size_t n_stages = peer->release_stages(reason);
     if (greeted)
-      spdlog::info("{}: closed: {}{}", name, reason,
-                   n_stages == 0 ? "" : fmt::format("; {} stage{} freed", n_stages, n_stages == 1 ? "" : "s"));
+      spdlog::log(peer->only_looks() ? spdlog::level::debug : spdlog::level::info, "{}: closed: {}{}", name, reason,
+                  n_stages == 0 ? "" : fmt::format("; {} stage{} freed", n_stages, n_stages == 1 ? "" : "s"));
     const std::lock_guard lock(mutex);
     peers.erase(peer);
     n_stale += stale;
