@@ -1,5 +1,5 @@
 # The front door. `make demo` and `make test` need nothing but a clone on Debian 12 or Ubuntu 24.04.
-.PHONY: demo test test-clients image-test build check-full bench format format-check lint clean packages
+.PHONY: demo test test-clients image-test docs build check-full bench format format-check lint clean packages
 JOBS ?= $(shell nproc)
 
 # Builds if needed, runs two backends and one server with the bundled model, asks one question, stops everything.
@@ -43,12 +43,17 @@ format:
 format-check:
 	@git ls-files '*.h' '*.cpp' '*.inc' | xargs clang-format-19 --dry-run -Werror
 	@scripts/check_includes.py
+	@scripts/check_docs.py
 
 lint:
 	@scripts/packages.sh check
 	@cmake --preset clang >/dev/null
 	@cmake --build build/clang -j $(JOBS) --target caravan
 	@git ls-files 'src/*.cpp' 'apps/*.cpp' | xargs -P $(JOBS) -n 4 clang-tidy-19 --quiet -p build/clang
+
+# docs/options.md from --help; the tests compare it.
+docs: build
+	@scripts/check_docs.py --write build/release/apps/caravan
 
 clean:
 	@rm -rf build

@@ -115,3 +115,12 @@ class Token(unittest.TestCase):
             with open(path, encoding="ascii") as file:
                 self.assertEqual(file.read(), "given " * 4 + "\n")
             self.assertEqual(run("token", "--file", os.path.join(folder, "none", "token")).returncode, 1)
+
+
+class ImageNames(unittest.TestCase):
+    def test_latest_never_moves_backwards(self):
+        script = harness.ROOT / "scripts" / "image_is_newer.sh"
+        for new, current, moves in (("v1.2.3", "v1.2.2", True), ("v1.10.0", "1.9.9", True), ("v1.2.2", "v1.10.0", False),
+                                    ("v2.0-rc1", "v1.0", False), ("v1.0", "", True), ("v1.0", "nightly", True)):
+            result = subprocess.run([script, new, current], capture_output=True, text=True, check=False)
+            self.assertEqual(result.returncode, 0 if moves else 1, f"{new} over {current}: {result.stdout}")
