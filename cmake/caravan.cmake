@@ -23,7 +23,7 @@ target_compile_definitions(
             BOOST_BEAST_SEPARATE_COMPILATION
             BOOST_ASIO_DISABLE_VISIBILITY
             SPDLOG_FMT_EXTERNAL
-            $<$<NOT:$<BOOL:${CARAVAN_STATIC}>>:SPDLOG_COMPILED_LIB>
+            SPDLOG_COMPILED_LIB
             _FILE_OFFSET_BITS=64)
 target_link_libraries(caravan_options INTERFACE Threads::Threads)
 if(CARAVAN_SANITIZE)

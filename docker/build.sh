@@ -50,19 +50,26 @@ licenses() {
 }
 
 program() {
-  local out=$1 options=(-DCMAKE_BUILD_TYPE=Release -DCARAVAN_TESTS=OFF -DCARAVAN_STATIC=ON -DCMAKE_EXE_LINKER_FLAGS=-s)
+  local out=$1 build=build/release options=(-DCMAKE_BUILD_TYPE=Release -DCARAVAN_TESTS=OFF -DCARAVAN_STATIC=ON -DCMAKE_EXE_LINKER_FLAGS=-s)
+  # Folders lie as in scripts/cross_test.sh, and paths do not count: a compiler cache of such builds helps here.
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
   if [ "$TARGETARCH" != "$BUILDARCH" ]; then
-    export CROSS_TRIPLE=$triple CROSS_SYSROOT=$sysroot CROSS_PROCESSOR=${triple%%-*} CROSS_EMULATOR=
-    export PKG_CONFIG_LIBDIR=$sysroot/usr/lib/$triple/pkgconfig:$sysroot/usr/share/pkgconfig PKG_CONFIG_SYSROOT_DIR=$sysroot
+    local name=${target/arm\/v7/armv7}
+    build=build/$name
+    mkdir -p build
+    ln -sfn "$sysroot" "build/sysroot-$name"
+    export CROSS_TRIPLE=$triple CROSS_SYSROOT=$PWD/build/sysroot-$name CROSS_PROCESSOR=${triple%%-*} CROSS_EMULATOR=
+    export PKG_CONFIG_LIBDIR=$CROSS_SYSROOT/usr/lib/$triple/pkgconfig:$CROSS_SYSROOT/usr/share/pkgconfig PKG_CONFIG_SYSROOT_DIR=$CROSS_SYSROOT
     [ "$target" != arm/v7 ] || CROSS_PROCESSOR=armv7l
     options+=(-DCMAKE_TOOLCHAIN_FILE=cmake/cross.cmake -DProtobuf_PROTOC_EXECUTABLE=/usr/bin/protoc)
   fi
   [ "$target" != arm/v7 ] || options+=(-DCMAKE_CXX_FLAGS=-D_TIME_BITS=64)
-  cmake -G Ninja -S . -B /build "${options[@]}" >/dev/null
-  cmake --build /build --target caravan -j "${JOBS:-$(nproc)}"
+  cmake -G Ninja -S . -B "$build" "${options[@]}" >/dev/null
+  cmake --build "$build" --target caravan -j "${JOBS:-$(nproc)}"
+  ccache --show-stats | head -n 3
 
   mkdir -p "$out/app/models" "$out/app/cache" "$out/app/secrets" "$out/app/share"
-  cp /build/apps/caravan "$out/app/"
+  cp "$build/apps/caravan" "$out/app/"
   local name
   for name in rpc-server llama-server llama-cli llama-embedding; do ln -s caravan "$out/app/$name"; done
   cp models/demo.gguf "$out/app/share/"
