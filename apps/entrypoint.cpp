@@ -42,6 +42,7 @@ constexpr Variable kVariables[] = {
     {"APP_CACHE_DIR", "DIR", "the same in this folder; of a server: where it remembers the hashes of models"},
     {"APP_CACHE_LIMIT", "SIZE", "most that a backend keeps there (64G)"},
     {"APP_MODELS_DIR", "DIR", "a backend's folder of GGUF files whose weights need not be sent"},
+    {"APP_ADVERTISE", "HOST:PORT", "where other backends reach this one (where the server does)"},
     {"APP_DEVICE", "DEVICE", "what a backend computes with: cpu (cpu)"},
 };
 

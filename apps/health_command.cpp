@@ -11,10 +11,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <memory>
 
 #include "base/error.h"
-#include "base/file.h"
 #include "base/log.h"
 #include "commands.h"
 #include "entrypoint.h"
@@ -148,14 +149,11 @@ std::string last_value(const std::vector<std::string>& arguments, std::initializ
   return value;
 }
 
-// In a container process 1 tells what runs there; elsewhere a server is asked.
+// In a container process 1 tells what runs there; elsewhere, and where process 1 is another's, a server is asked.
 Launch running_launch() {
-  try {
-    if (const auto launch = launch_of_process(read_text_file("/proc/1/cmdline"), process_environment)) return *launch;
-  } catch (const SystemError&) {
-    // Another user's process 1 is not ours.
-  }
-  return {"server", {}};
+  std::ifstream file("/proc/1/cmdline", std::ios::binary);  // files of /proc have no size
+  const std::string command_line{std::istreambuf_iterator<char>(file), {}};
+  return launch_of_process(command_line, process_environment).value_or(Launch{"server", {}});
 }
 
 // Where it listens, as an address to connect to.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tries an image from its mounted file system: image_smoke.py ROOT CONFIG.json PLATFORM
 
-CONFIG.json is the image's configuration (User, Env, Entrypoint, Cmd, Healthcheck). Each process runs as the image says, as
+CONFIG.json is what `buildah inspect` says of it. Each process runs as the image says, as
 process 1 of its own namespace, its root file system read-only, the volumes empty, no capabilities and no way to gain any.
 Needs root. Exits 1 at the first thing that is not as it should be.
 """
@@ -19,7 +19,8 @@ import sys
 import threading
 import time
 
-ROOT, CONFIG, PLATFORM = sys.argv[1], json.loads(pathlib.Path(sys.argv[2]).read_text()), sys.argv[3]
+ROOT, PLATFORM = sys.argv[1], sys.argv[3]
+CONFIG = json.loads(pathlib.Path(sys.argv[2]).read_text())["Docker"]["config"]
 # Runs as process 1 of new namespaces, then becomes the image's entrypoint.
 SETUP = """
 mount --make-rprivate /

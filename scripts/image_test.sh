@@ -89,7 +89,7 @@ for platform; do
   echo "$platform: building"
   build "$platform" "$image" "$base_image"
   check_size "$platform" "$image"
-  buildah inspect --type image --format '{{json .Docker.Config}}' "$image" >"$state/config.json"
+  buildah inspect --type image "$image" >"$state/config.json"
   container=$(buildah from --pull-never "$image")
   scripts/image_smoke.py "$(buildah mount "$container")" "$state/config.json" "$platform" || status=$?
   buildah rm "$container" >/dev/null
