@@ -1,5 +1,5 @@
-// fmt and spdlog as a part of the program: Debian has no static libraries of them, but the sources lie beside their headers. What
-// the headers declare extern is instantiated here.
+// fmt and spdlog as a part of the program: Debian has no static libraries of them, but the sources lie beside their
+// headers. What the headers declare extern is instantiated here.
 #include <fmt/format-inl.h>
 #include <spdlog/common-inl.h>
 #include <spdlog/details/backtracer-inl.h>
