@@ -23,9 +23,11 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import statistics
 import subprocess
+import sys
 import threading
 import time
 
@@ -277,6 +279,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=2, help="times A B B A is measured")
     parser.add_argument("--netemu", help="program that joins two network namespaces")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is stopped
     bench = Bench(arguments)
     for section in arguments.sections:
         name, _, number = section.partition(":")
