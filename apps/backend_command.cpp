@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "backend_metrics.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/progress.h"
@@ -24,6 +25,7 @@ struct BackendCommandOptions {
   bool cache = false;
   std::string cache_dir, models_dir;
   uint64_t cache_limit_bytes = uint64_t{64} << 30;
+  int metrics_port = -1;  // none
 };
 
 // Of the free memory what can be promised: the rest of the process and of the machine needs some.
@@ -82,6 +84,11 @@ OptionParser make_parser(BackendCommandOptions& o) {
               "folder of GGUF files, of any name, whose weights need not be sent",
               {"APP_MODELS_DIR"},
               into(o.models_dir)});
+  parser.add({{"--metrics-port"},
+              "N",
+              "serve GET /metrics (Prometheus) and /health on this port (off)",
+              {"APP_METRICS_PORT"},
+              into(o.metrics_port, 0, 65535)});
   parser.add({{"--name"}, "NAME", "name in the servers' logs (the host's name)", {}, into(o.name)});
   parser.add({{"--advertise"},
               "HOST:PORT",
@@ -151,6 +158,14 @@ int run_backend(int argc, char** argv) {
   remote::BackendService service(io, host, service_options);
   spdlog::info("backend on {}: {}, {} threads, {} offered{}", service.endpoint().text(), info.description,
                info.n_threads, format_bytes(info.memory_free), options.token.empty() ? "" : ", token required");
+
+  std::unique_ptr<BackendMetricsServer> metrics;
+  if (options.metrics_port >= 0) {
+    metrics = std::make_unique<BackendMetricsServer>(
+        io, net::Endpoint{options.host, static_cast<uint16_t>(options.metrics_port)}, service, cache.get(),
+        library.get());
+    spdlog::info("metrics on http://{}:{}/metrics", options.host, metrics->port());
+  }
 
   wait_for_stop_signal(signals);
   spdlog::info("stopping");

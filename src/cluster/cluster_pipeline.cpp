@@ -11,6 +11,7 @@
 #include "base/progress.h"
 #include "models/registry.h"
 #include "remote/inlet.h"
+#include "remote/remote_stage.h"
 #include "stage/local_stage.h"
 #include "weights/source.h"
 
@@ -110,6 +111,7 @@ struct ClusterPipeline::ActivePlan {
     stage::DirectStage* direct = nullptr;  // the stage, if it is on a backend
     bool hands_on = false;                 // its hidden rows go straight to the next part's backend
     double seconds_per_row = 0;            // under mutex; running mean; 0: nothing was computed yet
+    std::shared_ptr<engine::StageCounters> counters = std::make_shared<engine::StageCounters>();
   };
   // A batch under way.
   struct Flight {
@@ -455,10 +457,18 @@ void ClusterPipeline::load_plan(Loading& loading) {
 engine::PlanSummary ClusterPipeline::summarize(const ActivePlan& plan, const Candidate& candidate) const {
   const plan::Placement& placement = candidate.placement;
   engine::PlanSummary summary;
-  for (const plan::PlacedStage& placed : placement.stages)
+  for (size_t i = 0; i < placement.stages.size(); ++i) {
+    const plan::PlacedStage& placed = placement.stages[i];
     summary.stages.push_back({candidate.offers[placed.device].name, placed.slice.layer_begin, placed.slice.layer_end,
                               placed.slice.embeds, placed.slice.outputs, placed.need.weights, placed.need.kv_cache,
                               placed.need.scratch});
+    summary.stages.back().counters = plan.parts[i].counters;
+    if (const auto* remote = dynamic_cast<const remote::RemoteStage*>(plan.parts[i].stage.get())) {
+      const remote::WeightOrigins origins = remote->origins();
+      summary.stages.back().weights_from = {
+          {"models-dir", origins.models_dir}, {"cache", origins.cache}, {"server", origins.server}};
+    }
+  }
   summary.epoch = plan.epoch;
   summary.n_ctx = hp_.n_positions > 0 ? std::min(placement.n_ctx, hp_.n_positions) : placement.n_ctx;
   summary.n_embd = hp_.n_embd;
@@ -550,6 +560,8 @@ void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::Sta
         const double took = passed[passed.size() - 1 - i];
         note_speed(plan.parts[stage - i].seconds_per_row, took, batch->n_rows());
         found->second.stage_seconds[stage - i] = took;
+        ++plan.parts[stage - i].counters->batches;
+        plan.parts[stage - i].counters->compute_us += static_cast<uint64_t>(took * 1e6);
       }
     }
     found->second.stage = stage + 1;

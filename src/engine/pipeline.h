@@ -2,11 +2,13 @@
 // remote.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -27,12 +29,21 @@ struct GroupLimits {
   }
 };
 
+// What one stage has done since its plan began; written while it computes.
+struct StageCounters {
+  std::atomic<uint64_t> batches{0};
+  std::atomic<uint64_t> compute_us{0};
+};
+
 // One stage of the current plan, for people.
 struct StageSummary {
   std::string device;  // "127.0.0.1:50052" or "local"
   uint32_t layer_begin = 0, layer_end = 0;
   bool embeds = false, outputs = false;
   uint64_t weight_bytes = 0, kv_bytes = 0, scratch_bytes = 0;
+  // Weight bytes of a backend's stage by where they came from: names and bytes.
+  std::vector<std::pair<std::string, uint64_t>> weights_from = {};
+  std::shared_ptr<const StageCounters> counters = nullptr;  // shared with the plan, which goes on counting
 };
 
 // The limits and parts of a usable plan. A new plan means new limits, an empty KV cache, and all tickets of the old one

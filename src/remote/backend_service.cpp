@@ -52,6 +52,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
         options(std::move(backend_options)),
         store(slice_host, options.keep_alive),
         local(options.library, options.cache),
+        quota(options.quota),
         listener(io_threads, options.endpoint),
         id(random_bytes(16)),
         expiry(listener.executor()) {
@@ -64,6 +65,8 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   net::awaitable<void> expire_loop(std::shared_ptr<State> self);
   net::awaitable<void> serve(std::shared_ptr<State> self, std::unique_ptr<net::TcpConnection> tcp);
   net::awaitable<std::unique_ptr<net::Connection>> secure(std::unique_ptr<net::TcpConnection> tcp);
+  void log_refusal(const std::string& peer, const std::string& reason);
+  std::chrono::milliseconds handshake_timeout() const;
   BackendStatus status() const;
   void stop();
 
@@ -75,6 +78,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   BackendOptions options;
   SliceStore store;
   LocalWeights local;
+  ConnectionQuota quota;
   Reaper reaper;  // after the store: what it destroys returns memory to it
   Reaper prober;  // connects to other backends, one at a time
   std::atomic<uint32_t> n_probes{0};
@@ -86,12 +90,13 @@ class BackendService::State : public std::enable_shared_from_this<State> {
 
   mutable std::mutex mutex;
   std::condition_variable ended;
-  std::set<std::shared_ptr<Peer>> peers;   // under mutex; past their hello
-  uint32_t n_coroutines = 0;               // under mutex; connections being served, and the loops
-  uint32_t n_serving = 0;                  // under mutex; connections, whatever their state
-  uint64_t n_accepted = 0, n_refused = 0;  // under mutex
-  uint64_t n_stale = 0;                    // under mutex; of peers that are gone
-  bool stopping = false;                   // under mutex
+  std::set<std::shared_ptr<Peer>> peers;                     // under mutex; past their hello
+  uint32_t n_coroutines = 0;                                 // under mutex; connections being served, and the loops
+  std::chrono::steady_clock::time_point next_refusal_log{};  // under mutex
+  uint64_t n_accepted = 0, n_refused = 0;                    // under mutex
+  uint64_t n_stale = 0;                                      // under mutex; of peers that are gone
+  Activity activity;                                         // under mutex; of peers that are gone
+  bool stopping = false;                                     // under mutex
 };
 
 namespace {
@@ -120,6 +125,10 @@ class Peer : public std::enable_shared_from_this<Peer> {
   uint64_t n_stale() const;
   // A tool that loads nothing; not worth a line in the log.
   bool only_looks() const { return only_looks_; }
+  // Of the stages that are there.
+  std::vector<StageStatus> stages() const;
+  // Of those that are gone.
+  Activity ended_activity() const;
 
  private:
   net::FrameLimits limits(uint16_t type) const;
@@ -141,6 +150,7 @@ class Peer : public std::enable_shared_from_this<Peer> {
   std::atomic<uint64_t> n_late_{0};  // its steps that were dropped
   mutable std::mutex mutex_;
   std::map<uint32_t, std::unique_ptr<StageSeat>> stages_;  // changed on the executor, under mutex_
+  Activity ended_activity_;                                // under mutex_
   std::atomic<uint32_t> n_stages_{0};
 };
 
@@ -191,6 +201,10 @@ net::awaitable<bool> Peer::greet() {
                                          describe_version(kProtocolMajor, kProtocolMinor, CARAVAN_VERSION), theirs);
     co_await refuse(pb::Error::VERSION, text);
     throw ProtocolError(text);
+  }
+  if (const std::string full = service_.quota.admit(quota_address(name())); !full.empty()) {
+    co_await refuse(pb::Error::BUSY, full);
+    throw net::ConnectionError(net::ConnectionError::Kind::lost, full);
   }
   greeted_ = true;
   is_backend_ = hello.role() == pb::Hello::BACKEND;
@@ -243,7 +257,10 @@ void Peer::unload(uint32_t stage) {
   {
     const std::lock_guard lock(mutex_);
     auto node = stages_.extract(stage);
-    if (node) gone = std::move(node.mapped());
+    if (node) {
+      gone = std::move(node.mapped());
+      ended_activity_ += gone->status().activity;
+    }
   }
   if (gone) {
     --n_stages_;
@@ -355,6 +372,7 @@ size_t Peer::release_stages(const std::string& reason) {
   {
     const std::lock_guard lock(mutex_);
     stages.swap(stages_);
+    for (const auto& [id, seat] : stages) ended_activity_ += seat->status().activity;
   }
   const size_t n = stages.size();
   n_stages_ = 0;
@@ -370,6 +388,18 @@ uint64_t Peer::n_stale() const {
   uint64_t n = n_late_;
   for (const auto& [id, seat] : stages_) n += seat->n_stale();
   return n;
+}
+
+std::vector<StageStatus> Peer::stages() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<StageStatus> all;
+  for (const auto& [id, seat] : stages_) all.push_back(seat->status());
+  return all;
+}
+
+Activity Peer::ended_activity() const {
+  const std::lock_guard lock(mutex_);
+  return ended_activity_;
 }
 
 void Peer::stop() {
@@ -423,19 +453,36 @@ PeerOptions BackendService::State::peer_options() const {
   return peers;
 }
 
+// Whoever dawdles while many shake hands gets less time.
+std::chrono::milliseconds BackendService::State::handshake_timeout() const {
+  return quota.is_crowded() ? options.handshake_timeout / 5 : options.handshake_timeout;
+}
+
+// At most one line per second: refused peers cannot fill the disk.
+void BackendService::State::log_refusal(const std::string& peer, const std::string& reason) {
+  bool quiet = false;
+  {
+    const std::lock_guard lock(mutex);
+    const auto now = std::chrono::steady_clock::now();
+    quiet = now < next_refusal_log;
+    if (!quiet) next_refusal_log = now + std::chrono::seconds(1);
+  }
+  spdlog::log(quiet ? spdlog::level::debug : spdlog::level::warn, "{}: not served: {}", peer, reason);
+}
+
 // TLS where a token is set; a peer on the wrong side of that is told so in a way that it understands.
 net::awaitable<std::unique_ptr<net::Connection>> BackendService::State::secure(
     std::unique_ptr<net::TcpConnection> tcp) {
   std::array<std::byte, 1> first{};
   size_t n = 0;
   {
-    net::Deadline deadline(*tcp, options.handshake_timeout);
+    net::Deadline deadline(*tcp, handshake_timeout());
     n = co_await tcp->peek(first);
   }
   if (n == 0) throw net::ConnectionError(net::ConnectionError::Kind::lost, "left without a word");
   const bool speaks_tls = first[0] == net::kTlsHandshakeByte;
   if (psk && speaks_tls) {
-    auto secured = co_await psk->accept(std::move(tcp), options.handshake_timeout);
+    auto secured = co_await psk->accept(std::move(tcp), handshake_timeout());
     co_return secured;
   }
   if (psk) {
@@ -471,7 +518,7 @@ net::awaitable<void> BackendService::State::serve([[maybe_unused]] std::shared_p
     peer = std::make_shared<Peer>(*this, std::move(connection));
     peer->channel()->start();
     {
-      net::Deadline deadline(raw, options.handshake_timeout);
+      net::Deadline deadline(raw, handshake_timeout());
       try {
         greeted = co_await peer->greet();
       } catch (const net::ConnectionError&) {
@@ -504,12 +551,13 @@ net::awaitable<void> BackendService::State::serve([[maybe_unused]] std::shared_p
     const std::lock_guard lock(mutex);
     peers.erase(peer);
     n_stale += stale;
+    activity += peer->ended_activity();
   }
-  if (!greeted) spdlog::warn("{}: not served: {}", name, reason);
+  if (!greeted) log_refusal(name, reason);
+  quota.end(quota_address(name), greeted ? ConnectionQuota::State::served : ConnectionQuota::State::shaking_hands);
   {
     const std::lock_guard lock(mutex);
     if (!greeted) ++n_refused;
-    --n_serving;
     --n_coroutines;
     ended.notify_all();
   }
@@ -519,22 +567,19 @@ net::awaitable<void> BackendService::State::accept_loop(std::shared_ptr<State> s
   while (true) {
     std::unique_ptr<net::TcpConnection> tcp = co_await listener.accept();
     if (!tcp) break;
-    bool full = false;
+    std::string full;
     {
       const std::lock_guard lock(mutex);
       ++n_accepted;
-      full = n_serving >= options.max_connections || stopping;
-      if (full) {
-        ++n_refused;
-      } else {
-        ++n_serving;
+      full = stopping ? "the backend stops" : quota.begin(quota_address(tcp->peer()));
+      if (full.empty())
         ++n_coroutines;
-      }
+      else
+        ++n_refused;
     }
     const net::Executor executor = tcp->executor();
-    if (full) {
-      spdlog::warn("{}: not served: {} connections are open, the most that are accepted", tcp->peer(),
-                   options.max_connections);
+    if (!full.empty()) {
+      log_refusal(tcp->peer(), full);
       tcp->close();
       continue;
     }
@@ -567,6 +612,7 @@ net::awaitable<void> BackendService::State::expire_loop(std::shared_ptr<State> s
 BackendStatus BackendService::State::status() const {
   BackendStatus status;
   status.memory_free = store.memory_free();
+  for (const device::DeviceInfo& info : host.devices()) status.memory_total.push_back(info.memory_total);
   status.n_resident = store.n_resident();
   status.origins = local.totals();
   const std::lock_guard lock(mutex);
@@ -574,8 +620,14 @@ BackendStatus BackendService::State::status() const {
   status.n_accepted = n_accepted;
   status.n_refused = n_refused;
   status.n_stale = n_stale;
+  status.activity = activity;
   for (const std::shared_ptr<Peer>& peer : peers) {
     status.n_stages += peer->n_stages();
+    status.activity += peer->ended_activity();
+    for (StageStatus& stage : peer->stages()) {
+      status.activity += stage.activity;
+      status.stages.push_back(std::move(stage));
+    }
     status.n_stale += peer->n_stale();
   }
   return status;

@@ -12,6 +12,8 @@
 #include <string>
 
 #include "net/endpoint.h"
+#include "remote/activity.h"
+#include "remote/connection_quota.h"
 #include "remote/local_weights.h"
 #include "remote/slice_host.h"
 
@@ -25,7 +27,7 @@ struct BackendOptions {
   std::chrono::milliseconds heartbeat_interval{1000};
   std::chrono::milliseconds heartbeat_timeout{5000};
   std::chrono::milliseconds handshake_timeout{5000};
-  uint32_t max_connections = 64;
+  QuotaLimits quota;
   // Where weights are looked for before the server is asked; null: nowhere. They outlive the service.
   weights::ModelLibrary* library = nullptr;
   weights::ChunkCache* cache = nullptr;
@@ -34,14 +36,16 @@ struct BackendOptions {
 
 // What a service is doing at the moment, for logs and tests.
 struct BackendStatus {
-  uint32_t n_connections = 0;  // past their hello
-  uint32_t n_stages = 0;       // reserved or loaded
-  uint64_t n_accepted = 0;     // since the start
-  uint64_t n_refused = 0;      // connections that did not get past the handshake
-  uint64_t n_stale = 0;        // frames of another session or epoch that were dropped
-  size_t n_resident = 0;       // sets of weights, used or kept
-  std::vector<uint64_t> memory_free;
-  WeightOrigins origins;  // of the weights loaded since the start
+  uint32_t n_connections = 0;                       // past their hello
+  uint32_t n_stages = 0;                            // reserved or loaded
+  uint64_t n_accepted = 0;                          // since the start
+  uint64_t n_refused = 0;                           // connections that did not get past the handshake
+  uint64_t n_stale = 0;                             // frames of another session or epoch that were dropped
+  size_t n_resident = 0;                            // sets of weights, used or kept
+  std::vector<uint64_t> memory_free, memory_total;  // per device
+  WeightOrigins origins;                            // of the weights loaded since the start
+  Activity activity;                                // of all stages since the start
+  std::vector<StageStatus> stages;
 };
 
 class BackendService {

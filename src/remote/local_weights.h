@@ -15,8 +15,7 @@ namespace caravan::remote {
 
 // Weight bytes by where they came from.
 struct WeightOrigins {
-  uint64_t models_dir = 0, cache = 0, server = 0;
-  uint64_t total() const { return models_dir + cache + server; }
+  uint64_t models_dir = 0, cache = 0, server = 0, peers = 0;
 };
 
 // Shared by all stages of a backend. Thread-safe.

@@ -187,6 +187,7 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
       const std::lock_guard lock(mutex_);
       source_.reset();
       shape_ = Shape{ready.limits, ready.n_embd, request->slice};
+      held_ = need;
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
     if (loaded.shared)
@@ -392,6 +393,7 @@ void StageSeat::take(const pb::Forward& header, std::vector<std::byte> payload, 
     return;
   }
   in_flight_bytes_ += ticket.bytes;
+  activity_.bytes_in += ticket.bytes;
   if (!in_flight_.emplace(fence, std::move(ticket)).second)
     throw ProtocolError(fmt::format("Forward: ticket {} is in flight already", fence.ticket));
   if (in_flight_.size() > kMaxTickets || in_flight_bytes_ > kMaxInFlightBytes)
@@ -430,6 +432,9 @@ void StageSeat::deliver(stage::StageOutput output) noexcept {
     in_flight_.erase(found);
     outlet = outlet_;
     hands_on = hands_on_;
+    ++activity_.n_tickets;
+    activity_.compute_seconds += output.compute_seconds;
+    if (outlet) activity_.bytes_out += ticket.batch.size() + output.hidden.size() * sizeof(float);
   }
   try {
     if (!output.error.empty()) {
@@ -446,7 +451,12 @@ void StageSeat::deliver(stage::StageOutput output) noexcept {
     message.set_stage(id_);
     write_fence(*message.mutable_fence(), output.fence);
     message.mutable_compute_us()->Add(ticket.compute_us.begin(), ticket.compute_us.end());
-    channel_->send(MessageType::output, message, encode_output(output));
+    std::vector<std::byte> payload = encode_output(output);
+    {
+      const std::lock_guard lock(mutex_);
+      activity_.bytes_out += payload.size();
+    }
+    channel_->send(MessageType::output, message, std::move(payload));
   } catch (const std::exception& error) {  // out of memory
     channel_->close(error.what());
   }
@@ -459,6 +469,21 @@ uint64_t StageSeat::max_forward_bytes() const {
   const uint64_t rows = shape_->limits.max_rows;
   const uint64_t hidden = shape_->slice.embeds ? 0 : rows * shape_->n_embd * sizeof(float);
   return std::min(kMaxForwardBytes, hidden + rows * (256 + 8 * shape_->limits.n_blocks.size()) + (uint64_t{16} << 20));
+}
+
+StageStatus StageSeat::status() const {
+  StageStatus status;
+  status.peer = channel_->peer();
+  status.stage = id_;
+  const std::lock_guard lock(mutex_);
+  if (shape_) {
+    status.layer_begin = shape_->slice.layer_begin;
+    status.layer_end = shape_->slice.layer_end;
+    status.held = held_;
+  }
+  status.n_queued = in_flight_.size();
+  status.activity = activity_;
+  return status;
 }
 
 size_t StageSeat::n_in_flight() const {

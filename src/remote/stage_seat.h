@@ -13,6 +13,7 @@
 #include <string>
 #include <thread>
 
+#include "remote/activity.h"
 #include "remote/channel.h"
 #include "remote/inlet.h"
 #include "remote/local_weights.h"
@@ -61,6 +62,7 @@ class StageSeat : private stage::OutputSink, private Inlet::Receiver {
   uint64_t n_stale() const { return n_stale_.load(); }
   // Tickets that have been enqueued and not delivered.
   size_t n_in_flight() const;
+  StageStatus status() const;
 
  private:
   struct Shape {
@@ -107,6 +109,8 @@ class StageSeat : private stage::OutputSink, private Inlet::Receiver {
   std::optional<Shape> shape_;                  // under mutex_; set while loaded
   std::map<stage::Fence, Ticket> in_flight_;    // under mutex_
   uint64_t in_flight_bytes_ = 0;                // under mutex_
+  Activity activity_;                           // under mutex_
+  stage::MemoryNeed held_;                      // under mutex_; of the loaded slice
   std::shared_ptr<RemoteWeightSource> source_;  // under mutex_; while loading
   std::string cancelled_;                       // under mutex_
   std::condition_variable_any jobs_changed_;

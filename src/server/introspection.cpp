@@ -108,6 +108,32 @@ std::string metric(std::string_view type, std::string_view name, std::string_vie
   return fmt::format("# HELP llamacpp:{0} {2}\n# TYPE llamacpp:{0} {1}\nllamacpp:{0} {3}\n", name, type, help, value);
 }
 
+// Rows per stage of the plan in use.
+std::string stage_metrics(const engine::EngineStatus& status) {
+  if (!status.plan) return "";
+  const auto head = [](std::string_view type, std::string_view name, std::string_view help) {
+    return fmt::format("# HELP llamacpp:{0} {2}\n# TYPE llamacpp:{0} {1}\n", name, type, help);
+  };
+  std::string compute = head("counter", "stage_compute_seconds_total", "Seconds that a stage of the plan computed.");
+  std::string batches = head("counter", "stage_batches_total", "Batches that it computed.");
+  std::string kv = head("gauge", "stage_kv_cache_bytes", "KV cache that it holds.");
+  std::string from = head("gauge", "stage_weights_bytes", "Weight bytes of its load, by where they came from.");
+  for (size_t i = 0; i < status.plan->stages.size(); ++i) {
+    const engine::StageSummary& stage = status.plan->stages[i];
+    const std::string labels =
+        fmt::format("stage=\"{}\",device=\"{}\",layers=\"{}-{}\"", i, stage.device, stage.layer_begin, stage.layer_end);
+    if (stage.counters) {
+      compute += fmt::format("llamacpp:stage_compute_seconds_total{{{}}} {}\n", labels,
+                             static_cast<double>(stage.counters->compute_us) * 1e-6);
+      batches += fmt::format("llamacpp:stage_batches_total{{{}}} {}\n", labels, stage.counters->batches.load());
+    }
+    kv += fmt::format("llamacpp:stage_kv_cache_bytes{{{}}} {}\n", labels, stage.kv_bytes);
+    for (const auto& [source, bytes] : stage.weights_from)
+      from += fmt::format("llamacpp:stage_weights_bytes{{{},source=\"{}\"}} {}\n", labels, source, bytes);
+  }
+  return compute + batches + kv + from;
+}
+
 http::Response metrics(const Api& api) {
   const engine::EngineStatus status = api.engine.status();
   const engine::EngineCounters& c = status.counters;
@@ -141,7 +167,8 @@ http::Response metrics(const Api& api) {
       metric("gauge", "requests_processing", "Requests being computed.", status.slots_busy) +
       metric("gauge", "requests_deferred", "Requests waiting.", status.queue_length) +
       metric("gauge", "n_busy_slots_per_decode", "Sequences per batch, on average.",
-             rate(number(c.busy_slot_steps), number(c.batches)));
+             rate(number(c.busy_slot_steps), number(c.batches))) +
+      stage_metrics(status);
   return response;
 }
 

@@ -474,7 +474,7 @@ TEST(Handshake, ClosesAPeerThatSaysNothingOrOnlyHalfAHello) {
 
 TEST(Handshake, ClosesConnectionsOverTheLimit) {
   BackendOptions options = local_options();
-  options.max_connections = 2;
+  options.quota.max_connections = 2;
   Backend backend(1 << 20, options);
   const auto first = backend.connect(), second = backend.connect();
   EXPECT_THROW(backend.connect(), net::ConnectionError);
