@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "chat/parameter_types.h"
 #include "chat/python_calls.h"
 
 namespace caravan::chat {
@@ -217,14 +218,22 @@ bool OutputParser::is_known_tool(const std::string& name) const {
   });
 }
 
-bool OutputParser::is_string_parameter(const std::string& key) const {
+// Whether the value of a parameter, written without quotes or as JSON, is a string as it stands: where its schema
+// accepts only strings, or where it is no JSON that the schema accepts.
+bool OutputParser::is_raw_string(const std::string& key, std::string_view value) const {
+  const auto parsed = nlohmann::ordered_json::parse(value, nullptr, false);
+  if (parsed.is_discarded()) return true;
   if (!tools_.is_array()) return false;
   for (const auto& tool : tools_) {
-    const nlohmann::ordered_json::json_pointer name("/function/name"), properties("/function/parameters/properties");
-    if (!tool.contains(name) || tool[name] != call_name_ || !tool.contains(properties)) continue;
-    const auto& all = tool[properties];
-    return all.is_object() && all.contains(key) && all[key].is_object() && all[key].contains("type") &&
-           all[key]["type"] == "string";
+    const nlohmann::ordered_json::json_pointer name("/function/name"), parameters("/function/parameters");
+    if (!tool.contains(name) || tool[name] != call_name_ || !tool.contains(parameters)) continue;
+    const auto& document = tool[parameters];
+    const auto& schema = resolve_references(document, document);
+    const auto properties = schema.find("properties");
+    if (properties == schema.end() || !properties->is_object() || !properties->contains(key)) continue;
+    const JsonTypes types = types_of_schema((*properties)[key], document);
+    const bool fits = (types.bits & types_of_value(parsed).bits) != 0;
+    return types.only_strings() || (types.has_strings() && !fits);
   }
   return false;
 }
@@ -516,13 +525,24 @@ bool OutputParser::read_parameter() {
     if (begin == std::string_view::npos) return false;
     begin += calls_->value_begin.size();
   }
-  const size_t end = text.find(calls_->parameter_end, std::max(begin, searched_));
+  constexpr std::string_view kTextBegin = "<![CDATA[";
+  const bool is_text = calls_->cdata && text.substr(begin).starts_with(kTextBegin);
+  if (calls_->cdata && !is_text && !finishing_ && kTextBegin.starts_with(text.substr(begin))) return false;
+  const std::string mark = (is_text ? "]]>" : "") + calls_->parameter_end;
+  if (is_text) begin += kTextBegin.size();
+  const size_t end = text.find(mark, std::max(begin, searched_));
   if (end == std::string_view::npos) {
-    searched_ = text.size() - std::min(text.size(), calls_->parameter_end.size());
+    searched_ = text.size() - std::min(text.size(), mark.size());
     return false;
   }
-  add_parameter(text.substr(key_begin, key_end - key_begin), text.substr(begin, end - begin));
-  at_ += end + calls_->parameter_end.size();
+  const std::string_view key = text.substr(key_begin, key_end - key_begin), value = text.substr(begin, end - begin);
+  if (is_text) {
+    begin_parameter(trimmed(key));
+    emit_arguments(json_string(value));
+  } else {
+    add_parameter(key, value);
+  }
+  at_ += end + mark.size();
   searched_ = 0;
   return true;
 }
@@ -536,9 +556,13 @@ void OutputParser::add_parameter(std::string_view key, std::string_view value) {
   key = trimmed(key);
   if (value.starts_with('\n')) value.remove_prefix(1);
   if (value.ends_with('\n')) value.remove_suffix(1);
-  is_string = is_string || is_string_parameter(std::string(key)) || !nlohmann::json::accept(value);
-  emit_arguments(has_arguments_ ? ", " : "{");
-  emit_arguments(json_string(key) + ": " + (is_string ? json_string(value) : std::string(trimmed(value))));
+  is_string = is_string || is_raw_string(std::string(key), value);
+  begin_parameter(key);
+  emit_arguments(is_string ? json_string(value) : std::string(trimmed(value)));
+}
+
+void OutputParser::begin_parameter(std::string_view key) {
+  emit_arguments((has_arguments_ ? ", " : "{") + json_string(key) + ": ");
 }
 
 void OutputParser::end_parameters() { emit_arguments(has_arguments_ ? "}" : "{}"); }

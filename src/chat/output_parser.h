@@ -93,8 +93,9 @@ class OutputParser {
   void begin_named_call(std::string_view name);
   bool read_parameter();
   void add_parameter(std::string_view key, std::string_view value);
+  void begin_parameter(std::string_view key);
   void end_parameters();
-  bool is_string_parameter(const std::string& key) const;
+  bool is_raw_string(const std::string& key, std::string_view value) const;
   bool is_known_tool(const std::string& name) const;
 
   const OutputSyntax syntax_;

@@ -76,22 +76,37 @@ class Reader {
     const char mark = text_[at_++];
     std::string out;
     while (at_ < text_.size() && text_[at_] != mark) {
-      char c = text_[at_++];
+      const char c = text_[at_++];
       if (c == '\\' && at_ < text_.size()) {
-        c = text_[at_++];
-        if (c == 'n')
-          c = '\n';
-        else if (c == 't')
-          c = '\t';
-        else if (c == 'r')
-          c = '\r';
+        escape(text_[at_++], out);
+      } else {
+        out += c;
       }
-      out += c;
     }
     if (at_ >= text_.size()) return false;
     ++at_;
     value = std::move(out);
     return true;
+  }
+
+  // What a backslash and c stand for; further digits are taken. \uXXXX is read as JSON has it: two of them may be one
+  // character.
+  void escape(char c, std::string& out) {
+    constexpr std::string_view kNames = "ntrbf", kMeanings = "\n\t\r\b\f";
+    if (const size_t known = kNames.find(c); known != kNames.npos) {
+      out += kMeanings[known];
+      return;
+    }
+    if (c == 'u') {
+      for (const size_t n : {size_t{10}, size_t{4}}) {  // \uD83D\uDE00 or \u00E9
+        const auto text = Json::parse("\"\\u" + std::string(text_.substr(at_, n)) + '"', nullptr, false);
+        if (!text.is_string() || (n == 10 && !text_.substr(at_, 6).ends_with("\\u"))) continue;
+        out += text.get_ref<const std::string&>();
+        at_ += n;
+        return;
+      }
+    }
+    out += c;
   }
 
   bool list(Json& value, int depth) {

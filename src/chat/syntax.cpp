@@ -83,6 +83,13 @@ OutputSyntax command_r7b() {
   return syntax;
 }
 
+OutputSyntax minicpm5() {
+  CallSyntax calls = parameter_calls(named_calls("<function name=\"", "", "\">", "</function>", ""),
+                                     {"<param name=\"", "\">", "", "</param>"});
+  calls.cdata = true;
+  return syntax_of("minicpm5", calls);
+}
+
 OutputSyntax llama3() {
   OutputSyntax syntax = syntax_of("llama3", json_calls("<|python_tag|>", ""));
   syntax.calls.push_back(bare_json());
@@ -141,9 +148,7 @@ OutputSyntax detect_calls(std::string_view source) {
   if (has("<function=") && has("<tool_call>"))
     return syntax_of("qwen3-coder", function_tags("<tool_call>", "</tool_call>"));
   if (has("<function=")) return syntax_of("functionary-v3.1", named_calls("<function=", "", ">", "</function>", ""));
-  if (has("<function name="))
-    return syntax_of("minicpm5", parameter_calls(named_calls("<function name=\"", "", "\">", "</function>", ""),
-                                                 {"<param name=\"", "\">", "", "</param>"}));
+  if (has("<function name=")) return minicpm5();
   if (has("<tool_calls>")) return syntax_of("apriel", json_calls("<tool_calls>", "</tool_calls>"));
   if (has("<tool_call>")) return syntax_of("hermes", json_calls("<tool_call>", "</tool_call>"));
   if (has("<|tool_call|>")) {

@@ -20,6 +20,7 @@ struct CallSyntax {
   std::string call_begin, name_end, call_end;
   std::string id_begin;  // named: NAME may be followed by this and the id of the call
   std::string parameter_begin, key_end, value_begin, parameter_end;
+  bool cdata = false;        // parameters: a VALUE may be <![CDATA[TEXT]]>
   bool name_is_key = false;  // json: {NAME: {...}}
   bool bare = false;         // json: begins with the object itself, at the start of the answer only
 };

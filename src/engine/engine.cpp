@@ -74,6 +74,7 @@ class Engine::Impl {
 
   ~Impl() { shutdown(std::chrono::milliseconds(0)); }
 
+  void check_grammar(const GrammarSpec& grammar);
   std::shared_ptr<TokenStream> submit(GenerateParams params);
   std::shared_ptr<TokenStream> embed(EmbedParams params);
   EngineStatus status() const;
@@ -173,6 +174,8 @@ std::shared_ptr<TokenStream> Engine::Impl::accept(std::unique_ptr<Sequence> sequ
   ++status_.counters.requests;
   return stream;
 }
+
+void Engine::Impl::check_grammar(const GrammarSpec& grammar) { grammars_.compile(grammar); }
 
 std::shared_ptr<TokenStream> Engine::Impl::submit(GenerateParams params) {
   std::unique_lock lock(mutex_, std::defer_lock);
@@ -763,6 +766,7 @@ Engine::Engine(Pipeline& pipeline, const vocab::Vocabulary& vocabulary, EngineOp
 
 Engine::~Engine() = default;
 
+void Engine::check_grammar(const GrammarSpec& grammar) { impl_->check_grammar(grammar); }
 std::shared_ptr<TokenStream> Engine::submit(GenerateParams params) { return impl_->submit(std::move(params)); }
 
 std::shared_ptr<TokenStream> Engine::embed(EmbedParams params) { return impl_->embed(std::move(params)); }

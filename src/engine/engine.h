@@ -101,6 +101,9 @@ class Engine {
   // not_supported (the model is an encoder); ContextExceededError when the prompt leaves no room in the context.
   std::shared_ptr<TokenStream> submit(GenerateParams params);
 
+  // Throws what submit() would throw for this grammar. What it compiles submit() finds again.
+  void check_grammar(const GrammarSpec& grammar);
+
   // Queues an embedding: one EmbeddingEvent, or an ErrorEvent. Throws like submit(); an input that an encoder cannot
   // take in one batch is RequestError(invalid) with "too large to process".
   std::shared_ptr<TokenStream> embed(EmbedParams params);

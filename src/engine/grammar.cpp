@@ -47,7 +47,9 @@ Grammar::Grammar(const std::string& text, const std::vector<int32_t>& special_to
 
 GrammarConstraint::GrammarConstraint(std::shared_ptr<Grammar> grammar, const GrammarSpec& spec,
                                      const vocab::Vocabulary& vocabulary)
-    : grammar_(std::move(grammar)), vocabulary_(&vocabulary), waits_(spec.lazy) {
+    : grammar_(std::move(grammar)), vocabulary_(&vocabulary), waits_(spec.lazy), thought_(spec.thought) {
+  if (!thought_.end.empty())
+    place_.state = thought_.open ? ThoughtPlace::State::inside : ThoughtPlace::State::undecided;
   if (spec.lazy && spec.triggers.empty())
     throw RequestError("Field 'grammar_triggers': a lazy grammar needs at least one trigger");
   if (!spec.lazy && !spec.triggers.empty())
@@ -67,6 +69,26 @@ GrammarConstraint::GrammarConstraint(std::shared_ptr<Grammar> grammar, const Gra
       trigger_patterns_.emplace_back(trigger.text, trigger.kind == GrammarTrigger::Kind::pattern_full);
     }
   }
+}
+
+// The place after answer, which is a longer one than that of place_.
+GrammarConstraint::ThoughtPlace GrammarConstraint::thought_place(std::string_view answer) const {
+  using PlaceState = ThoughtPlace::State;
+  ThoughtPlace place = place_;
+  if (place.state == PlaceState::undecided) {
+    const std::string_view begun = answer.substr(std::min(answer.find_first_not_of(" \t\r\n"), answer.size()));
+    if (begun.size() < thought_.begin.size() && thought_.begin.starts_with(begun)) return place;
+    place.state = begun.starts_with(thought_.begin) ? PlaceState::inside : PlaceState::over;
+    place.searched = answer.size() - begun.size();
+  }
+  if (place.state == PlaceState::inside) {
+    const size_t end = answer.find(thought_.end, place.searched);
+    place.searched = std::max(place.searched, answer.size() - std::min(answer.size(), thought_.end.size() - 1));
+    if (end == answer.npos) return place;
+    place.words_from = end + thought_.end.size();
+    place.state = PlaceState::over;
+  }
+  return place;
 }
 
 // What the answer shows of the token.
@@ -100,19 +122,29 @@ std::optional<GrammarMachine::State> GrammarConstraint::triggered_by(int32_t tok
   }
   const std::string added = text_of(token);
   if (added.empty()) return std::nullopt;
-  const std::string text = text_ + added;
+  text_ += added;
+  const std::optional<size_t> begin = trigger_in(text_, added.size());
+  std::optional<State> state;
+  if (begin) state = machine.step(machine.initial(), std::string_view(text_).substr(*begin));
+  text_.resize(text_.size() - added.size());
+  return state;
+}
+
+// Where the first trigger begins that is complete with the last n_new bytes.
+std::optional<size_t> GrammarConstraint::trigger_in(std::string_view answer, size_t n_new) const {
   std::optional<size_t> begin;
+  const ThoughtPlace place = thought_place(answer);
+  const size_t n_old = answer.size() - n_new;
   for (const std::string& word : trigger_words_) {
-    const size_t from = text_.size() - std::min(text_.size(), word.size() - 1);
-    const size_t at = text.find(word, from);
-    if (at != text.npos) begin = std::min(at, begin.value_or(at));
+    if (place.state != ThoughtPlace::State::over) break;
+    const size_t at = answer.find(word, std::max(place.words_from, n_old - std::min(n_old, word.size() - 1)));
+    if (at != answer.npos) begin = std::min(at, begin.value_or(at));
   }
   for (const TriggerPattern& pattern : trigger_patterns_) {
     if (begin) break;
-    begin = pattern.find(text);
+    begin = pattern.find(answer);
   }
-  if (!begin) return std::nullopt;
-  return machine.step(machine.initial(), std::string_view(text).substr(*begin));
+  return begin;
 }
 
 bool GrammarConstraint::allows(int32_t token) {
@@ -132,6 +164,7 @@ void GrammarConstraint::accept(int32_t token) {
     text_.clear();
   } else {
     text_ += text_of(token);
+    place_ = thought_place(text_);
   }
   CARAVAN_ASSERT(waits_ || state_ != GrammarMachine::kDead, "only a token that is allowed is accepted");
 }

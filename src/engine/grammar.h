@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -67,8 +68,17 @@ class GrammarConstraint {
  private:
   using State = GrammarMachine::State;
 
+  // Where an answer is with its thought.
+  struct ThoughtPlace {
+    enum class State : uint8_t { undecided, inside, over } state = State::over;
+    size_t searched = 0;    // the thought's end is not before
+    size_t words_from = 0;  // once it is over: where words begin to trigger
+  };
+
+  ThoughtPlace thought_place(std::string_view answer) const;
   Grammar::Memory& memory();
   std::optional<State> triggered_by(int32_t token);
+  std::optional<size_t> trigger_in(std::string_view answer, size_t n_new) const;
   std::string text_of(int32_t token) const;
 
   std::shared_ptr<Grammar> grammar_;         // shared with other requests of the same grammar
@@ -80,7 +90,9 @@ class GrammarConstraint {
   std::vector<int32_t> trigger_tokens_;
   std::vector<std::string> trigger_words_;
   std::vector<TriggerPattern> trigger_patterns_;
-  std::string text_;  // of the answer, while it waits
+  GrammarThought thought_;
+  ThoughtPlace place_;  // in the thought
+  std::string text_;    // of the answer, while it waits
 };
 
 // Compiles grammars and keeps the last ones. Any thread.

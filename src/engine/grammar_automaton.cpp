@@ -192,6 +192,7 @@ GrammarAutomaton::GrammarAutomaton(const GrammarRules& rules) {
   Builder(*this, rules).build();
   find_nullable_rules();
   find_left_order();
+  remove_endless_parts();
   find_long_rules();
   find_byte_classes();
 }
@@ -287,6 +288,52 @@ void GrammarAutomaton::find_left_order() {
                                        rules_[rule].name, cycle, rules_[rule].name));
       }
     }
+  }
+}
+
+// Leaves out the choices and edges to nodes from which the end of the rule cannot be reached: characters that do not
+// exist, recursion without a way out. What remains alive can then always be completed.
+void GrammarAutomaton::remove_endless_parts() {
+  std::vector<std::vector<NodeId>> before(nodes_.size()), calls(rules_.size());
+  std::vector<bool> ends(nodes_.size(), false), rule_ends(rules_.size(), false);
+  std::vector<NodeId> open;
+  const auto mark = [&](NodeId id) {
+    const Node& node = nodes_[id];
+    if (ends[id] || (node.kind == NodeKind::call && !(rule_ends[node.callee] && ends[node.next]))) return;
+    ends[id] = true;
+    open.push_back(id);
+  };
+  for (NodeId id = 0; id < nodes_.size(); ++id) {
+    const Node& node = nodes_[id];
+    if (node.kind == NodeKind::choice) {
+      for (const NodeId next : choices(node)) before[next].push_back(id);
+    } else if (node.kind == NodeKind::bytes) {
+      for (const ByteEdge& edge : edges(node)) before[edge.next].push_back(id);
+    } else if (node.kind != NodeKind::end) {
+      before[node.next].push_back(id);
+    }
+    if (node.kind == NodeKind::call) calls[node.callee].push_back(id);
+  }
+  for (NodeId id = 0; id < nodes_.size(); ++id)
+    if (nodes_[id].kind == NodeKind::end) mark(id);
+  while (!open.empty()) {
+    const NodeId id = open.back();
+    open.pop_back();
+    for (const NodeId previous : before[id]) mark(previous);
+    const uint32_t rule = nodes_[id].rule;
+    if (rules_[rule].start != id) continue;
+    rule_ends[rule] = true;
+    for (const NodeId call : calls[rule]) mark(call);
+  }
+  if (!rule_ends[root_]) throw RequestError("grammar: no text of the rule 'root' ever ends");
+  for (Node& node : nodes_) {
+    const auto keep = [&](auto& list, auto&& target) {
+      const auto first = list.begin() + node.begin, last = list.begin() + node.end;
+      node.end = static_cast<uint32_t>(
+          std::remove_if(first, last, [&](const auto& item) { return !ends[target(item)]; }) - list.begin());
+    };
+    if (node.kind == NodeKind::choice) keep(choices_, [](NodeId next) { return next; });
+    if (node.kind == NodeKind::bytes) keep(edges_, [](const ByteEdge& edge) { return edge.next; });
   }
 }
 

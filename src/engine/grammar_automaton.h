@@ -47,7 +47,8 @@ class GrammarAutomaton {
     uint32_t left_order = 0;        // a rule that may begin with another one has the smaller number
   };
 
-  // Throws RequestError: a left-recursive rule (named), or too many nodes.
+  // Parts from which no text ever ends are left out. Throws RequestError: a left-recursive rule (named), too many
+  // nodes, or no text at all.
   explicit GrammarAutomaton(const GrammarRules& rules);
 
   const Node& node(NodeId id) const { return nodes_[id]; }
@@ -72,6 +73,7 @@ class GrammarAutomaton {
   class Builder;
   void find_nullable_rules();
   void find_left_order();
+  void remove_endless_parts();
   void find_long_rules();
   void find_byte_classes();
   std::vector<uint32_t> rules_that_begin(uint32_t rule) const;

@@ -22,6 +22,13 @@ struct GrammarTrigger {
   bool operator==(const GrammarTrigger&) const = default;
 };
 
+// A thought that begins an answer, white space before it aside: the words in it trigger nothing.
+struct GrammarThought {
+  std::string begin = {}, end = {};  // its marks; end empty: there is none
+  bool open = false;                 // the answer begins inside it
+  bool operator==(const GrammarThought&) const = default;
+};
+
 // The answer must be a text of the grammar; an end-of-generation token is possible only where the grammar can end.
 // For a JSON schema, text comes from grammar_for_schema() or SchemaGrammar (json_schema.h).
 struct GrammarSpec {
@@ -30,6 +37,7 @@ struct GrammarSpec {
   std::vector<GrammarTrigger> triggers = {};  // at least one when lazy, else none
   // Control tokens that the grammar may match by their text. Others occur only where it names them: <[id]>, <text>.
   std::vector<int32_t> special_tokens = {};
+  GrammarThought thought = {};  // of a lazy grammar
   bool operator==(const GrammarSpec&) const = default;
 };
 

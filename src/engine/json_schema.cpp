@@ -30,9 +30,10 @@ constexpr uint32_t kMaxLength = 100'000;  // of strings
 
 // What every schema grammar builds on. Control characters and unpaired surrogates never stand in a JSON string.
 constexpr std::string_view kSpace = R"(| " " | "\n"{1,2} [ \t]{0,20})";
-constexpr std::string_view kChar =
-    R"([^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2})"
-    R"( | [dD] [89abAB] [0-9a-fA-F]{2} "\\u" [dD] [c-fC-F] [0-9a-fA-F]{2})))";
+constexpr std::string_view kPlain = R"([^"\\\x7F\x00-\x1F)";
+constexpr std::string_view kEscape =
+    R"(("\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] [0-9a-fA-F]{3} | [dD] [0-7] [0-9a-fA-F]{2})"
+    R"( | [dD] [89abAB] [0-9a-fA-F]{2} "\\u" [dD] [c-fC-F] [0-9a-fA-F]{2}))))";
 constexpr std::string_view kNumber = R"("-"? ("0" | [1-9] [0-9]{0,15}) ("." [0-9]{1,16})? ([eE] [-+]? [0-9]{1,2})?)";
 // Days that exist: months of 31 and of 30 days, February, and its 29th in years divisible by 4 but not by 100 unless
 // by 400.
@@ -62,6 +63,28 @@ constexpr std::string_view kRefused[] = {"not",
                                          "unevaluatedItems",
                                          "$dynamicRef",
                                          "$recursiveRef"};
+
+// A character inside a class.
+std::string in_class(char32_t c) { return fmt::format("\\U{:08X}", static_cast<uint32_t>(c)); }
+
+std::u32string code_points(std::string_view text) {
+  std::u32string points;
+  for (size_t at = 0; at < text.size();) {
+    const vocab::Utf8Char c = vocab::decode_utf8(text, at);
+    points += c.code_point;
+    at += c.length;
+  }
+  return points;
+}
+
+// For a text that ends with the first n characters of mark and no more of it: how many it ends with after one more
+// character c (Knuth, Morris & Pratt 1977, "Fast Pattern Matching in Strings").
+size_t longest_beginning(const std::u32string& mark, size_t n, char32_t c) {
+  const std::u32string text = mark.substr(0, n) + c;
+  size_t length = std::min(text.size(), mark.size());
+  while (!text.ends_with(mark.substr(0, length))) --length;
+  return length;
+}
 
 bool is_name_char(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
@@ -115,6 +138,14 @@ class SchemaConverter {
 
   std::optional<uint32_t> count(const Json& schema, const char* keyword, const std::string& path, uint32_t most) const;
   std::optional<double> bound(const Json& schema, const char* keyword, const std::string& path) const;
+  // value as it is written, as a GBNF literal.
+  std::string literal(const Json& value, const std::string& path) const {
+    const std::string text = value.dump(-1, ' ', false, Json::error_handler_t::replace);
+    const std::string& forbidden = grammar_.notation_.forbidden;
+    if (!forbidden.empty() && text.find(forbidden) != text.npos)
+      fail(path, fmt::format("{} holds '{}', which cannot be written here", text, forbidden));
+    return grammar_literal(text);
+  }
   std::string quoted(std::string_view name, std::string_view body) {
     return grammar_.add_rule(name, fmt::format(R"("\"" ({}) "\"")", body));
   }
@@ -380,7 +411,7 @@ std::string SchemaConverter::values(const Json& schema, const std::string& path)
     const bool fits = types.empty() || std::any_of(types.begin(), types.end(),
                                                    [&](const std::string& type) { return has_type(value, type); });
     if (!fits || (schema.contains("const") && value != schema["const"])) continue;
-    literals.push_back(grammar_literal(value.dump(-1, ' ', false, Json::error_handler_t::replace)));
+    literals.push_back(literal(value, path));
   }
   if (literals.empty()) fail(path, "no value of enum or const fits the rest of the schema");
   return joined(literals);
@@ -447,8 +478,8 @@ std::string SchemaConverter::members(const Json& schema, const std::string& path
     const bool needed = required.erase(key) > 0;
     if (value == Json(false) && !needed) return;
     const std::string member_name = name + "-" + key;
-    const std::string key_text = grammar_literal(Json(key).dump(-1, ' ', false, Json::error_handler_t::replace) + ":");
-    all.push_back({fmt::format("{} space {}", key_text, convert(value, value_path, member_name)), needed});
+    const std::string key_text = literal(Json(key), value_path);
+    all.push_back({fmt::format("{} \":\" space {}", key_text, convert(value, value_path, member_name)), needed});
   };
   for (const auto& [key, value] : properties.items()) add_member(key, value, path + "/properties/" + key);
   const Json rest = schema.value("additionalProperties", Json(true));
@@ -513,8 +544,7 @@ std::string SchemaConverter::other_key(const std::vector<std::string>& names, co
     }
     node->is_name = true;
   }
-  const std::string plain = grammar_.add_rule("key-char", R"([^"\\\x7F\x00-\x1F])");
-  const auto in_class = [](char32_t c) { return fmt::format("\\U{:08X}", static_cast<uint32_t>(c)); };
+  const std::string plain = grammar_.add_rule("key-char", grammar_.plain_class() + "]");
   // Deep names would nest deeply: one rule per node.
   size_t n_rules = 0;
   const auto rest_of = [&](const auto& self, const Node& node) -> std::string {
@@ -524,7 +554,7 @@ std::string SchemaConverter::other_key(const std::vector<std::string>& names, co
       taken += in_class(c);
       ways.push_back(fmt::format("[{}] {}", in_class(c), self(self, child)));
     }
-    ways.push_back(fmt::format(R"([^"\\\x7F\x00-\x1F{}] {}*)", taken, plain));
+    ways.push_back(fmt::format("{}{}] {}*", grammar_.plain_class(), taken, plain));
     if (!node.is_name) ways.push_back("\"\"");
     return grammar_.add_rule(fmt::format("{}-key-{}", name, ++n_rules), joined(ways));
   };
@@ -638,9 +668,10 @@ std::optional<double> SchemaConverter::bound(const Json& schema, const char* key
   return at->get<double>();
 }
 
-SchemaGrammar::SchemaGrammar()
-    : rules_{{"space", std::string(kSpace)},
-             {"char", std::string(kChar)},
+SchemaGrammar::SchemaGrammar(JsonNotation notation)
+    : notation_(std::move(notation)),
+      rules_{{"space", std::string(kSpace)},
+             {"escape", std::string(kEscape)},
              {"string", R"("\"" char* "\"")"},
              {"number", std::string(kNumber)},
              {"boolean", R"("true" | "false")"},
@@ -650,7 +681,56 @@ SchemaGrammar::SchemaGrammar()
              {"array", R"~("[" space (value ("," space value)*)? space "]")~"},
              {"hex", "[0-9a-fA-F]"},
              {"date", std::string(kDate)},
-             {"time", std::string(kTime)}} {}
+             {"time", std::string(kTime)}} {
+  rules_["char"] = plain_class() + "] | escape";
+  if (!notation_.forbidden.empty()) {
+    const std::string rest =
+        add_text_rules("string-rest", notation_.forbidden, plain_class(), R"( | "\"" | escape {})");
+    rules_["string"] = R"("\"" )" + rest;
+  }
+  if (notation_.python) {
+    std::string plain = plain_class();
+    plain.replace(plain.find('"'), 1, "'");
+    rules_["string"] += fmt::format(R"( | "'" ({}] | "\\" ["'\\nrt])* "'")", plain);
+    rules_["boolean"] += R"( | "True" | "False")";
+    rules_["null"] += R"( | "None")";
+  }
+}
+
+std::string SchemaGrammar::plain_class() const {
+  std::string text(kPlain);
+  if (!notation_.forbidden.empty()) text += in_class(code_points(notation_.forbidden).front());
+  return text;
+}
+
+// A rule for each number of characters of mark that the text ends with. others: the class of the characters that may
+// stand in it, open; ways: further ways to go on, {} being the first rule. Without ways the text ends with the mark,
+// else it ends with what they take, without it.
+std::string SchemaGrammar::add_text_rules(std::string_view name, std::string_view mark, std::string_view others,
+                                          const std::string& ways) {
+  const std::u32string points = code_points(mark);
+  std::vector<std::string> names;
+  for (size_t i = 0; i < points.size(); ++i) names.push_back(reserve(fmt::format("{}-{}", name, i)));
+  for (size_t i = 0; i < points.size(); ++i) {
+    std::string body, taken;
+    for (const char32_t c : std::set<char32_t>(points.begin(), points.end())) {
+      taken += in_class(c);
+      const size_t next = longest_beginning(points, i, c);
+      if (next < points.size()) {
+        body += fmt::format("[{}] {} | ", in_class(c), names[next]);
+      } else if (ways.empty()) {
+        body += fmt::format("[{}] | ", in_class(c));
+      }
+    }
+    body += fmt::format("{}{}] {}", others, taken, names.front());
+    rules_[names[i]] = body + fmt::format(fmt::runtime(ways), names.front());
+  }
+  return names.front();
+}
+
+std::string SchemaGrammar::add_text_through(std::string_view name, std::string_view mark) {
+  return add_text_rules(name, mark, "[^", "");
+}
 
 std::string SchemaGrammar::reserve(std::string_view name) {
   std::string clean;
@@ -659,6 +739,7 @@ std::string SchemaGrammar::reserve(std::string_view name) {
   std::string candidate = clean;
   for (int i = 1; rules_.count(candidate) > 0; ++i) candidate = fmt::format("{}-{}", clean, i);
   rules_.emplace(candidate, "");
+  order_.push_back(candidate);
   return candidate;
 }
 
@@ -669,16 +750,26 @@ std::string SchemaGrammar::add_rule(std::string_view name, std::string_view body
   std::string candidate = clean;
   for (int i = 1;; ++i) {
     const auto [at, added] = rules_.emplace(candidate, body);
+    if (added) order_.push_back(candidate);
     if (added || at->second == body) return candidate;
     candidate = fmt::format("{}-{}", clean, i);
   }
 }
 
 std::string SchemaGrammar::add_schema(std::string_view name, const Json& schema) {
+  return add_schema(name, schema, schema);
+}
+
+std::string SchemaGrammar::add_schema(std::string_view name, const Json& schema, const Json& document) {
   const std::string rule = reserve(name);
-  std::string body = SchemaConverter(*this, schema).convert(schema, "#", rule + "-value");
+  std::string body = SchemaConverter(*this, document).convert(schema, "#", rule + "-value");
   rules_[rule] = std::move(body);
   return rule;
+}
+
+void SchemaGrammar::remove_rules_from(size_t n) {
+  for (size_t i = n; i < order_.size(); ++i) rules_.erase(order_[i]);
+  order_.resize(std::min(n, order_.size()));
 }
 
 std::string SchemaGrammar::text() const {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "base/log.h"
 #include "server/openai.h"
 #include "server/tool_grammar.h"
 
@@ -223,6 +224,28 @@ Json forced_tools(const Json& body, const Json& tools) {
   throw RequestError(fmt::format("Field 'tool_choice': no tool has the name '{}'", *name));
 }
 
+// Holds the answer to calls of the tools: of forced ones from its beginning on, else from where it begins to call.
+void constrain_calls(ChatRequest& request, const Json& forced, std::optional<bool> several, const Api& api) {
+  const auto count = [](bool more) { return more ? CallCount::several : CallCount::one; };
+  engine::GenerateParams& params = request.completion.generate;
+  if (!forced.is_null()) {
+    // several calls only where they are asked for: a model that may go on often does
+    params.grammar = forced_call_grammar(request.syntax, request.parse, forced, count(several.value_or(false)));
+    params.grammar->special_tokens = params.rendered_tokens;
+    return;
+  }
+  if (params.grammar) return;  // the server's own
+  auto lazy = lazy_call_grammar(request.syntax, request.parse, request.tools, count(several.value_or(true)));
+  if (!lazy) return;
+  lazy->special_tokens = params.rendered_tokens;
+  try {
+    api.engine.check_grammar(*lazy);
+    params.grammar = std::move(*lazy);
+  } catch (const RequestError& error) {  // the client did not ask for a grammar
+    spdlog::debug("calls of tools are not constrained: {}", error.what());
+  }
+}
+
 ChatFormat::Conversation parse_conversation(const Json& body, const Api& api) {
   const Json* messages = find_field(body, "messages");
   if (messages == nullptr || !messages->is_array()) throw RequestError("Field 'messages': missing; expected an array");
@@ -251,10 +274,13 @@ ChatRequest parse_chat_request(const Json& asked, const ChatFormat& format, cons
   request.parse.tools = !request.tools.is_null();
   request.parse.reasoning = wants_reasoning(body, api);
   request.parallel_tool_calls = find_bool(body, "parallel_tool_calls").value_or(true);
-  if (request.parse.tools && (find_field(body, "json_schema") || !find_text(body, "grammar").value_or("").empty()))
-    throw RequestError("Fields 'tools' and 'grammar' or 'json_schema': only one can be given");
   const Json forced = forced_tools(body, request.tools);
   translate_response_format(body);
+  if (request.parse.tools && (find_field(body, "json_schema") || !find_text(body, "grammar").value_or("").empty()))
+    throw RequestError(
+        "Fields 'tools' and 'grammar', 'json_schema' or 'response_format': only one can be given, unless tool_choice "
+        "is "
+        "none");
   translate_logprobs(body, request.parse.tools);
   for (const char* name : {"messages", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "prompt"})
     body.erase(name);
@@ -265,14 +291,7 @@ ChatRequest parse_chat_request(const Json& asked, const ChatFormat& format, cons
   request.parse.reasoning_open = prompt.reasoning_open;
   if (request.parse.tools || request.parse.reasoning)
     request.completion.generate.rendered_tokens = format.marks_in_vocabulary(request.syntax);
-  if (!forced.is_null()) {
-    engine::GrammarSpec grammar;
-    // several calls only where they are asked for: a model that may go on often does
-    const bool several = find_bool(asked, "parallel_tool_calls").value_or(false);
-    grammar.text = tool_call_grammar(request.syntax, request.parse, forced, several);
-    grammar.special_tokens = request.completion.generate.rendered_tokens;
-    request.completion.generate.grammar = std::move(grammar);
-  }
+  if (request.parse.tools) constrain_calls(request, forced, find_bool(asked, "parallel_tool_calls"), api);
   return request;
 }
 

@@ -149,6 +149,9 @@ TEST(OutputParser, ReadsTheCallsOfEveryFamily) {
       {"<function name=",
        "<function name=\"get_weather\"><param name=\"city\">Paris</param></function>",
        {"", "", {kParis}}},
+      {"<function name=",
+       "<function name=\"get_weather\"><param name=\"city\"><![CDATA[\nA </param> <b>]]></param></function>",
+       {"", "", {{"", "get_weather", R"({"city": "\nA </param> <b>"})"}}}},
       {"<|tool_call|>",
        "<|tool_call|>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}]",
        {"", "", {kParis}}},
@@ -166,6 +169,42 @@ TEST(OutputParser, ReadsTheCallsOfEveryFamily) {
     const ParsedMessage found = parse_everywhere(detect_syntax(example.template_part), kTools, example.text);
     EXPECT_EQ(found, example.expected) << describe(found) << "\nexpected " << describe(example.expected);
   }
+}
+
+TEST(OutputParser, TellsStringsWithoutQuotesFromJsonByTheSchema) {
+  const Json tools = Json::parse(R"([{"function": {"name": "f", "parameters": {"properties": {
+      "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "unit": {"$ref": "#/$defs/unit"},
+      "either": {"type": ["integer", "string"]}, "any": {}}, "$defs": {"unit": {"enum": ["1", "2"]}}}}}])");
+  const auto read = [&](const std::string& name, const std::string& value) {
+    OutputParser parser(detect_syntax("<function= <tool_call>"), kTools, tools);
+    ParsedMessage message;
+    const std::string text =
+        "<tool_call><function=f><parameter=" + name + ">" + value + "</parameter></function></tool_call>";
+    for (const Delta& delta : parser.push(text)) message.add(delta);
+    for (const Delta& delta : parser.finish()) message.add(delta);
+    return message.calls.empty() ? Json() : Json::parse(message.calls[0].arguments).value(name, Json());
+  };
+  EXPECT_EQ(read("maybe", "null"), Json(nullptr));
+  EXPECT_EQ(read("maybe", "12"), "12") << "no number is accepted there";
+  EXPECT_EQ(read("unit", "1"), "1");
+  EXPECT_EQ(read("either", "12"), 12);
+  EXPECT_EQ(read("either", "1.5"), "1.5");
+  EXPECT_EQ(read("either", "[1]"), "[1]");
+  EXPECT_EQ(read("any", "[1]"), Json::parse("[1]"));
+  EXPECT_EQ(read("unknown", "true"), true);
+}
+
+TEST(OutputParser, ReadsTheEscapesOfPythonStrings) {
+  OutputParser parser(detect_syntax("<|tool_call_start|>"), kTools, weather_tools());
+  ParsedMessage message;
+  const char* text =
+      R"(<|tool_call_start|>[get_weather(city="\u00e9\ud83d\ude00\b\f\/\\'\u00", days='\'"\n')]<|tool_call_end|>)";
+  for (const Delta& delta : parser.push(text)) message.add(delta);
+  for (const Delta& delta : parser.finish()) message.add(delta);
+  ASSERT_EQ(message.calls.size(), 1u);
+  const Json arguments = Json::parse(message.calls[0].arguments);
+  EXPECT_EQ(arguments["city"], "\xC3\xA9\xF0\x9F\x98\x80\b\f/\\'u00");
+  EXPECT_EQ(arguments["days"], "'\"\n");
 }
 
 TEST(OutputParser, TakesWhatIsNoCallForContent) {

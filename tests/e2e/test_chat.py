@@ -80,6 +80,67 @@ class Chats(ClusterTest):
         self.assertIn("image_url", answer["error"]["message"])
 
 
+TOOLS = [{"type": "function", "function": {"name": "tell", "parameters": {
+    "type": "object", "required": ["animal", "n_lines"],
+    "properties": {"animal": {"enum": ["fox", "owl"]}, "n_lines": {"type": "integer", "minimum": 1, "maximum": 9}}}}}]
+
+
+class Tools(ClusterTest):
+    """A family that writes parameters without JSON."""
+
+    @classmethod
+    def setUpClass(cls):
+        template = "{% for m in messages %}{{ m.content }}\n{% endfor %}{# <tool_call><function=NAME> #}"
+        cls.server = Server(extra=("--chat-template", template, "-c", "1024"))
+
+    @classmethod
+    def tearDownClass(cls):
+        assert cls.server.stop() == 0, cls.server.log
+
+    def body(self, **more):
+        return {"messages": MESSAGES, "temperature": 0, "max_tokens": 64, "tools": TOOLS, **more}
+
+    def both_ways(self, body):
+        """The message of an answer, which is the same whole and streamed."""
+        status, answer = self.server.post("/v1/chat/completions", body)
+        self.assertEqual(status, 200, answer)
+        message = answer["choices"][0]["message"]
+        status, _, text = self.server.request("POST", "/v1/chat/completions", {**body, "stream": True})
+        self.assertEqual(status, 200, text)
+        deltas = [c["choices"][0]["delta"] for c in events_of(text)[0]]
+        self.assertEqual("".join(d.get("content") or "" for d in deltas), message.get("content") or "")
+        functions = [call["function"] for d in deltas for call in d.get("tool_calls", [])]
+        self.assertEqual("".join(f.get("name", "") + f.get("arguments", "") for f in functions),
+                         "".join(c["function"]["name"] + c["function"]["arguments"] for c in message.get("tool_calls", [])))
+        return message
+
+    def test_a_model_that_may_call_writes_as_if_it_could_not(self):
+        message = self.both_ways(self.body())
+        prompt = self.server.post("/apply-template", self.body())[1]["prompt"]
+        self.assertEqual(message["content"].strip(), self.server.complete(prompt, n_predict=64)["content"].strip())
+        self.assertNotIn("tool_calls", message)
+
+    def test_a_model_that_must_call_writes_a_call_that_its_schema_accepts(self):
+        for temperature in (0, 1.5):
+            message = self.both_ways(self.body(tool_choice="required", temperature=temperature, seed=3, max_tokens=400))
+            function = message["tool_calls"][0]["function"]
+            arguments = json.loads(function["arguments"])
+            self.assertEqual(function["name"], "tell")
+            self.assertIn(arguments["animal"], ("fox", "owl"))
+            self.assertIn(arguments["n_lines"], range(1, 10))
+
+    def test_a_schema_that_is_not_supported_fails_only_a_forced_call(self):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {
+            "type": "object", "properties": {"a": {"type": "string", "pattern": "^x"}}}}}]
+        self.assertEqual(self.server.post("/v1/chat/completions", self.body(tools=tools, max_tokens=4))[0], 200)
+        status, answer = self.server.post("/v1/chat/completions", self.body(tools=tools, tool_choice="required"))
+        self.assertEqual(status, 501, answer)
+        self.assertIn("pattern", answer["error"]["message"])
+        status, answer = self.server.post("/v1/chat/completions", self.body(response_format={"type": "json_object"}))
+        self.assertEqual(status, 400, answer)
+        self.assertIn("response_format", answer["error"]["message"])
+
+
 class Templates(ClusterTest):
     def test_a_template_can_be_given_by_name_or_as_source(self):
         for template, expected in (("llama3", "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"),

@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <functional>
+#include <random>
+#include <set>
+#include <stdexcept>
 
 #include "base/error.h"
 #include "engine/grammar_reference.h"
@@ -45,7 +49,7 @@ TEST(GrammarMachine, AgreesWithTheDefinitionOnRandomGrammars) {
     try {
       automaton = std::make_unique<GrammarAutomaton>(rules);
     } catch (const RequestError&) {
-      continue;  // left-recursive
+      continue;  // left-recursive, or without a text
     }
     ++n_grammars;
     GrammarMachine machine(*automaton);
@@ -55,6 +59,119 @@ TEST(GrammarMachine, AgreesWithTheDefinitionOnRandomGrammars) {
                                                         << text;
     });
     if (::testing::Test::HasFailure()) return;
+  }
+}
+
+// All texts of an expression without endless repetition; the only recursive rule is "endless". Throws length_error for
+// too many.
+std::set<std::string> texts_of(const GrammarRules& rules, const GrammarExpression& e) {
+  using Kind = GrammarExpression::Kind;
+  const auto after = [](const std::set<std::string>& a, const std::set<std::string>& b) {
+    if (a.size() * b.size() > 2000) throw std::length_error("too many texts");
+    std::set<std::string> all;
+    for (const std::string& first : a)
+      for (const std::string& second : b) all.insert(first + second);
+    return all;
+  };
+  std::set<std::string> all;
+  switch (e.kind) {
+    case Kind::text:
+      return {e.text};
+    case Kind::character:
+      for (const CodeRange& range : e.ranges)
+        for (char32_t c = range.first; c <= range.last; ++c) all.insert(utf8({c}));
+      return all;
+    case Kind::rule:
+      if (rules.rules[e.rule].name == "endless") return {};
+      return texts_of(rules, rules.rules[e.rule].body);
+    case Kind::token:
+      return {};
+    case Kind::sequence:
+      all = {""};
+      for (const GrammarExpression& child : e.children) all = after(all, texts_of(rules, child));
+      return all;
+    case Kind::choice:
+      for (const GrammarExpression& child : e.children) all.merge(texts_of(rules, child));
+      return all;
+    case Kind::repeat: {
+      const std::set<std::string> one = texts_of(rules, e.children.front());
+      std::set<std::string> now = {""};
+      for (uint32_t n = 0; n <= *e.at_most; now = after(now, one), ++n)
+        if (n >= e.at_least) all.insert(now.begin(), now.end());
+      return all;
+    }
+  }
+  return all;
+}
+
+std::string random_finite_grammar(std::mt19937& random) {
+  const auto body = [&](std::initializer_list<const char*> more) {
+    std::vector<std::string> atoms = {"\"a\"", "\"ab\"", "[ab]", "[b\xC3\xA9]", "endless", "\"\""};
+    atoms.insert(atoms.end(), more.begin(), more.end());
+    std::string text;
+    for (size_t ways = 1 + random() % 3; ways > 0; --ways) {
+      for (size_t n = random() % 3 + 1; n > 0; --n)
+        text += atoms[random() % atoms.size()] + std::array{"", "", "?", "{0,2}"}[random() % 4] + " ";
+      text += ways > 1 ? "| " : "\"\"\n";
+    }
+    return text;
+  };
+  return "root ::= " + body({"r1", "r2", "r1"}) + "r1 ::= " + body({"r2", "r2"}) + "r2 ::= " + body({}) +
+         "endless ::= \"a\" endless | [b] endless \"a\"\n";
+}
+
+TEST(GrammarMachine, IsDeadExactlyWhereNoTextGoesOn) {
+  std::mt19937 random(3);
+  int n_grammars = 0, n_complete = 0;
+  while (n_grammars < 200) {
+    const std::string text = random_finite_grammar(random);
+    const GrammarRules rules = parse_gbnf(text, {1000, {}});
+    std::set<std::string> texts;
+    try {
+      texts = texts_of(rules, rules.rules[rules.root].body);
+    } catch (const std::length_error&) {
+      continue;
+    }
+    ++n_grammars;
+    if (texts.empty()) {
+      EXPECT_THROW(GrammarAutomaton{rules}, RequestError) << text;
+      continue;
+    }
+    const GrammarAutomaton automaton(rules);
+    GrammarMachine machine(automaton);
+    const auto goes_on = [&](const std::string& begin) {
+      const auto next = texts.lower_bound(begin);
+      return next != texts.end() && next->starts_with(begin);
+    };
+    for (const std::string& whole : texts) {
+      GrammarMachine::State state = machine.initial();
+      for (size_t n = 0; n <= whole.size(); ++n) {
+        const std::string begin = whole.substr(0, n);
+        ASSERT_EQ(machine.accepts(state), texts.count(begin) > 0) << begin << " of\n" << text;
+        bool may_go_on = false;
+        for (const char c : {'a', 'b', 'c', '\xC3', '\xA9'}) {
+          const bool alive = machine.step(state, static_cast<uint8_t>(c)) != GrammarMachine::kDead;
+          ASSERT_EQ(alive, goes_on(begin + c)) << begin << " then " << c << " of\n" << text;
+          may_go_on |= alive;
+        }
+        const bool only_accepted = machine.accepts(state) && machine.frames(state).size() == 1;
+        ASSERT_EQ(only_accepted, !may_go_on) << begin << " of\n" << text;
+        n_complete += only_accepted;
+        if (n < whole.size()) state = machine.step(state, static_cast<uint8_t>(whole[n]));
+      }
+    }
+  }
+  EXPECT_GT(n_complete, 300);
+}
+
+TEST(GrammarMachine, RefusesAGrammarWhoseTextsNeverEnd) {
+  for (const char* text : {"root ::= \"a\" root", "root ::= \"a\" x\nx ::= \"b\" y | [c] x\ny ::= x \"d\""}) {
+    try {
+      automaton_of(text);
+      ADD_FAILURE() << text;
+    } catch (const RequestError& error) {
+      EXPECT_STREQ(error.what(), "grammar: no text of the rule 'root' ever ends");
+    }
   }
 }
 

@@ -135,6 +135,36 @@ TEST_F(GrammarTest, WaitsForAPatternAndBeginsAtItsGroup) {
   EXPECT_EQ(feed(other, "x {a1"), "x {a1") << "the whole answer does not match";
 }
 
+TEST_F(GrammarTest, HearsNoTriggerInsideTheThoughtThatBeginsAnAnswer) {
+  GrammarSpec spec = lazy("root ::= \"<call>\" [0-9]+", {{.text = "<call>"}});
+  spec.thought = {.begin = "[T]", .end = "[/T]"};
+  const auto takes = [&](const std::string& text) {
+    GrammarConstraint grammar = compile(spec);
+    return feed(grammar, text);
+  };
+  EXPECT_EQ(takes(" \n[T]a <call>b [/T <call>c[/T]d <call>5x"), " \n[T]a <call>b [/T <call>c[/T]d <call>5");
+  EXPECT_EQ(takes("a [T] <call>x"), "a [T] <call>") << "a thought begins the answer or is none";
+  EXPECT_EQ(takes("[T <call>x"), "[T <call>");
+  EXPECT_EQ(takes("[T]<call>x [/T]<call>x[T]<call>"), "[T]<call>x [/T]<call>");
+  spec.thought.open = true;
+  EXPECT_EQ(takes("a <call>b[/T]<call>x"), "a <call>b[/T]<call>");
+  spec.thought = {};
+  EXPECT_EQ(takes("[T]<call>x"), "[T]<call>");
+
+  // a token that ends the thought, and one that completes the trigger in its middle
+  words_ = {"b[/", "T]<c", "all>7"};
+  vocabulary_ = test::word_vocabulary(words_);
+  GrammarCompiler compiler(*vocabulary_);
+  spec.thought = {.begin = "[T]", .end = "[/T]", .open = true};
+  GrammarConstraint grammar = compiler.compile(spec);
+  for (const int32_t word : {0, 1, 2}) {
+    ASSERT_TRUE(grammar.allows(kFirstWord + word));
+    grammar.accept(kFirstWord + word);
+  }
+  EXPECT_FALSE(grammar.waits_for_trigger());
+  EXPECT_EQ(feed(grammar, "7x"), "7");
+}
+
 TEST_F(GrammarTest, RefusesTriggersThatCannotWork) {
   EXPECT_THAT(error_of({.text = "root ::= \"a\"", .lazy = true}), HasSubstr("needs at least one trigger"));
   GrammarSpec eager = lazy("root ::= \"a\"", {{.text = "a"}});

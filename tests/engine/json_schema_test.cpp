@@ -359,6 +359,64 @@ TEST(JsonSchema, TakesLongStringsInFewRules) {
     EXPECT_EQ(matcher.accepts("\"" + std::string(static_cast<size_t>(length), 'x') + "\""), wanted) << length;
 }
 
+// What a naive search says of every short text over the letters of a mark, which overlaps itself.
+TEST(JsonSchema, EndsATextWithTheFirstPlaceOfAMark) {
+  for (const std::string mark : {"aab", "abab", "a", "b\xC3\xA9", "aaba"}) {
+    SchemaGrammar grammar;
+    grammar.add_rule("root", grammar.add_text_through("text", mark));
+    SchemaMatcher matcher(grammar.text());
+    const std::vector<std::string> letters = {"a", "b", "\xC3\xA9"};
+    for (int i = 0; i < 3 * 3 * 3 * 3 * 3 * 3 * 3; ++i) {
+      std::string text;
+      for (int j = 0, rest = i; j < 7; ++j, rest /= 3) {
+        const size_t at = text.find(mark);
+        EXPECT_EQ(matcher.accepts(text), at != text.npos && at + mark.size() == text.size()) << mark << ": " << text;
+        text += letters[static_cast<size_t>(rest % 3)];
+      }
+    }
+  }
+}
+
+TEST(JsonSchema, WritesNoStringThatHoldsAForbiddenText) {
+  SchemaGrammar grammar({.forbidden = "</p>"});
+  grammar.add_rule("root", grammar.add_schema("x", Json::object()));
+  SchemaMatcher matcher(grammar.text());
+  EXPECT_TRUE(matcher.accepts(R"(["a < b <</p <p>", {"</": "\n<\u003c/p>"}])"));
+  EXPECT_FALSE(matcher.accepts(R"(["a</p>"])"));
+  EXPECT_FALSE(matcher.accepts(R"({"<</p>": 1})"));
+  std::mt19937 random(2);
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(matcher.sample(random).find("</p>"), std::string::npos);
+  EXPECT_THROW(grammar.add_schema("y", Json::parse(R"({"enum": ["x</p>"]})")), RequestError);
+  SchemaGrammar other({.forbidden = "</p>"});
+  other.add_rule("root", other.add_schema("z", Json::parse(R"({"properties": {"a": {"maxLength": 9}},
+                                                               "additionalProperties": {"type": "integer"}})")));
+  SchemaMatcher bounded(other.text());
+  EXPECT_TRUE(bounded.accepts(R"({"a": "b", "c": 1})"));
+  EXPECT_FALSE(bounded.accepts(R"({"a": "</p>"})"));
+  EXPECT_FALSE(bounded.accepts(R"({"</p>": 1})"));
+}
+
+TEST(JsonSchema, WritesLiteralsOfPython) {
+  SchemaGrammar grammar({.python = true, .forbidden = "<|end|>"});
+  grammar.add_rule("root", grammar.add_schema("x", Json::object()));
+  SchemaMatcher matcher(grammar.text());
+  EXPECT_TRUE(matcher.accepts(R"([True, false, None, 'it\'s "x"', "it's", 1.5])"));
+  EXPECT_FALSE(matcher.accepts(R"(["<|end|>"])"));
+  EXPECT_FALSE(matcher.accepts(R"(['<|end|>'])"));
+  EXPECT_FALSE(SchemaMatcher(Json::object()).accepts("True"));
+}
+
+TEST(JsonSchema, ForgetsRulesThatAreTakenBack) {
+  SchemaGrammar grammar;
+  grammar.add_rule("root", "\"a\"");
+  const std::string before = grammar.text();
+  const size_t n_rules = grammar.n_rules();
+  grammar.add_rule("b", "\"b\"");
+  EXPECT_THROW(grammar.add_schema("x", Json::parse(R"({"properties": {"a": {"not": {}}}})")), RequestError);
+  grammar.remove_rules_from(n_rules);
+  EXPECT_EQ(grammar.text(), before);
+}
+
 TEST(JsonSchema, ServesAsPartOfAGrammar) {
   SchemaGrammar grammar;
   const std::string first = grammar.add_schema("value", Json::parse(R"({"type": "integer"})"));

@@ -47,6 +47,10 @@ constexpr const char* kCall =
     "<think>Hm.</think>I look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": "
     "{\"city\": \"Paris\"}}\n</tool_call>";
 
+std::string replaced_name(std::string call, const std::string& name) {
+  return call.replace(call.find("get_weather"), 11, name);
+}
+
 class ChatApi : public ApiTest {
  protected:
   ChatApi() : ApiTest({engine::test::full_group(1024)}) { plan_.n_ctx = 2048; }
@@ -150,6 +154,41 @@ TEST_F(ChatApi, GivesOneCallWhereThatIsWanted) {
   };
   EXPECT_EQ(n_calls({{"tools", kTools}}), 2u);
   EXPECT_EQ(n_calls({{"tools", kTools}, {"parallel_tool_calls", false}}), 1u);
+}
+
+TEST_F(ChatApi, HoldsACallToItsToolFromWhereItBegins) {
+  const std::string wrong = replaced_name(kCall, "get_whether");
+  const Json message = ask(chat("Hi", {{"tools", kTools}}), wrong).json().at("choices")[0].at("message");
+  EXPECT_EQ(message.at("content"), "I look.");
+  EXPECT_EQ(message.at("tool_calls")[0].at("function"),
+            Json::parse(R"({"name": "get_weather", "arguments": "{\"city\": \"Paris\"}"})"));
+  std::string name;
+  const Json streamed = chat("Hi", {{"tools", kTools}, {"stream", true}});
+  for (const NamedEvent& event : named_events(ask(streamed, wrong).text)) {
+    if (event.name == "[DONE]") continue;
+    const Json& delta = event.data.at("choices")[0].at("delta");
+    if (delta.contains("tool_calls")) name += delta["tool_calls"][0]["function"].value("name", "");
+  }
+  EXPECT_EQ(name, "get_weather");
+  const std::string thought = "<think>A <tool_call>{\"name\": \"get_whether\"} would do.</think>No.";
+  EXPECT_EQ(ask(chat("Hi", {{"tools", kTools}}), thought).json().at("choices")[0].at("message").at("content"), "No.");
+}
+
+TEST_F(ChatApi, TakesToolsOrAnotherFormOfTheAnswer) {
+  const Json forms[] = {{{"grammar", "root ::= \"a\""}},
+                        {{"json_schema", {{"type", "object"}}}},
+                        {{"response_format", {{"type", "json_object"}}}}};
+  for (Json form : forms) {
+    form["tools"] = kTools;
+    form["max_tokens"] = 4;
+    expect_error(post("/v1/chat/completions", chat("Hi", form)), 400, "invalid_request_error", {"'tools'"});
+    form["tool_choice"] = "none";
+    EXPECT_EQ(post("/v1/chat/completions", chat("Hi", form)).status, 200) << form;
+  }
+  EXPECT_EQ(post("/v1/chat/completions",
+                 chat("Hi", {{"tools", kTools}, {"max_tokens", 4}, {"response_format", {{"type", "text"}}}}))
+                .status,
+            200);
 }
 
 TEST_F(ChatApi, HoldsAnAnswerThatMustCallToACall) {
