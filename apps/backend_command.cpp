@@ -20,7 +20,7 @@ namespace {
 struct BackendCommandOptions {
   std::string host = "127.0.0.1", token, log_level = "info", name, advertise;
   int port = 50052, n_threads = 0;
-  uint32_t keep_alive_s = 300;
+  uint32_t keep_alive_s = 300, drain_timeout_s = 8;
   uint64_t mem_mib = 0;
   bool cache = false;
   std::string cache_dir, models_dir;
@@ -89,6 +89,11 @@ OptionParser make_parser(BackendCommandOptions& o) {
               "serve GET /metrics (Prometheus) and /health on this port (off)",
               {"APP_METRICS_PORT"},
               into(o.metrics_port, 0, 65535)});
+  parser.add({{"--drain-timeout"},
+              "S",
+              "seconds that servers have to move layers elsewhere after SIGTERM (8)",
+              {},
+              into(o.drain_timeout_s, 0, 3600)});
   parser.add({{"--name"}, "NAME", "name in the servers' logs (the host's name)", {}, into(o.name)});
   parser.add({{"--advertise"},
               "HOST:PORT",
@@ -170,7 +175,7 @@ int run_backend(int argc, char** argv) {
   wait_for_stop_signal(signals);
   spdlog::info("stopping");
   exit_on_next_signal(signals);
-  service.stop();
+  service.drain(std::chrono::seconds(options.drain_timeout_s));
   return 0;
 }
 

@@ -104,11 +104,12 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
               "GGUF model; of a split one the first part",
               {"LLAMA_ARG_MODEL", "APP_MODEL"},
               into(o.model)});
-  parser.add({{"--rpc"},
-              "HOST:PORT,...",
-              "backends that hold the model, in the order of layers; none: all runs here",
-              {"LLAMA_ARG_RPC", "APP_RPC_BACKENDS"},
-              into_list(o.rpc)});
+  parser.add(
+      {{"--rpc"},
+       "HOST:PORT,...",
+       "backends that hold the model, in the order of layers; a name means all its addresses; none: all runs here",
+       {"LLAMA_ARG_RPC", "APP_RPC_BACKENDS"},
+       into_list(o.rpc)});
   add_token_options(parser, o.rpc_token, "secret shared with the backends: encrypts and authenticates (TLS 1.3)");
   parser.add({{"--rpc-relay"}, "", "pass activations between backends through this process", {}, into(o.rpc_relay)});
   parser.add({{"--rpc-wait"}, "S", "seconds to wait for backends at the start (60)", {}, into(o.rpc_wait_s, 0, 86400)});

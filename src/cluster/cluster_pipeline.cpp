@@ -274,13 +274,19 @@ weights::Manifest ClusterPipeline::manifest_of(const stage::Slice& slice, bool h
   return hashes_.manifest(names);
 }
 
-void ClusterPipeline::load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
-                                 const std::string& name, const std::atomic<bool>& cancelled) {
+stage::LoadRequest ClusterPipeline::load_request(const plan::PlacedStage& placed, const plan::Placement& placement,
+                                                 const std::string& name) {
   stage::LoadRequest request;
   request.hyperparameters = hyperparameter_metadata_;
   request.manifest = manifest_of(placed.slice, name != "local");
   request.slice = placed.slice;
   request.cache = placement.cache;
+  return request;
+}
+
+void ClusterPipeline::load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
+                                 const std::string& name, const std::atomic<bool>& cancelled) {
+  stage::LoadRequest request = load_request(placed, placement, name);
   weights::ModelSource source(model_);
   weights::WeightSource* const sources[] = {&source};
   Progress progress(
@@ -438,16 +444,25 @@ void ClusterPipeline::load_plan(Loading& loading) {
   for (size_t i = 0; i < placement.stages.size(); ++i) {
     const plan::PlacedStage& placed = placement.stages[i];
     ActivePlan::Part part;
-    part.device = loading.device = candidate.offers[placed.device].name;
+    part.device = candidate.offers[placed.device].name;
     part.slice = placed.slice;
     part.held_bytes = placed.need.total();
     part.member = candidate.members[placed.device];
     part.hop = std::make_unique<Hop>(*this, *next, i);
     part.stage = part.member.backend ? part.member.backend->make_stage() : std::make_unique<stage::LocalStage>(device_);
-    load_stage(placed, placement, *part.stage, part.device, loading.cancelled);
     part.direct = dynamic_cast<stage::DirectStage*>(part.stage.get());
     part.hands_on = i + 1 < placement.stages.size() && placement.stages[i + 1].input == plan::InputPath::direct;
     next->parts.push_back(std::move(part));
+  }
+  // All of the memory first: where some is refused, nothing was loaded in vain.
+  for (size_t i = 0; i < placement.stages.size(); ++i) {
+    const plan::PlacedStage& placed = placement.stages[i];
+    loading.device = next->parts[i].device;
+    next->parts[i].stage->reserve(load_request(placed, placement, loading.device), placed.need);
+  }
+  for (size_t i = 0; i < placement.stages.size(); ++i) {
+    loading.device = next->parts[i].device;
+    load_stage(placement.stages[i], placement, *next->parts[i].stage, loading.device, loading.cancelled);
   }
   open_stages(*next);
   next->summary = summarize(*next, candidate);
@@ -648,15 +663,15 @@ void ClusterPipeline::watch() {
 
 // Ends the plan in use when one of its stages is gone.
 void ClusterPipeline::retire_broken_plan() {
+  if (!active_) return;
   std::deque<Watch::Failure> failures;
   {
     // Those of a plan that is being loaded stay.
     const std::lock_guard lock(watch_->mutex);
     failures = watch_->failures;
-    std::erase_if(watch_->failures,
-                  [&](const Watch::Failure& failure) { return active_ && failure.epoch <= active_->epoch; });
+    // One that is still being loaded may have failed already.
+    std::erase_if(watch_->failures, [this](const auto& failure) { return failure.epoch <= active_->epoch; });
   }
-  if (!active_) return;
   for (const ActivePlan::Part& part : active_->parts) {
     if (const std::string reason = part.member.why_lost(); !reason.empty()) return retire(reason);
   }
@@ -730,6 +745,7 @@ void ClusterPipeline::retire(const std::string& reason) {
 void ClusterPipeline::begin_loading(Candidate candidate) {
   loading_ = std::make_unique<Loading>();
   loading_->candidate = std::move(candidate);
+  plan_is_loading_ = true;
   loading_->thread = std::thread([this, loading = loading_.get()] {
     try {
       load_plan(*loading);
@@ -744,6 +760,7 @@ void ClusterPipeline::begin_loading(Candidate candidate) {
 void ClusterPipeline::finish_loading() {
   const std::unique_ptr<Loading> loading = std::move(loading_);
   loading->thread.join();
+  plan_is_loading_ = false;
   const std::string broken = loading->candidate.why_broken();
   if (loading->plan && broken.empty()) {
     for (const auto& part : loading->plan->parts) avoided_.erase(part.device);
@@ -773,7 +790,7 @@ void ClusterPipeline::loading_failed(Loading& loading) {
   } catch (const std::exception& error) {
     spdlog::error("{}: {}; planning without it where that can be", loading.device, error.what());
     avoid(loading.device);
-    considered_ = 0;
+    if (active_) considered_ = 0;  // perhaps somebody else has come, too
     next_attempt_ += options_.retry_interval;
   }
 }

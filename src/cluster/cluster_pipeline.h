@@ -63,6 +63,7 @@ class ClusterPipeline : public engine::Pipeline {
   uint64_t submit(stage::Batch batch) override;
   std::optional<engine::PipelineEvent> poll(std::chrono::milliseconds timeout) override;
   void wake() override;
+  bool plan_is_loading() const override { return plan_is_loading_; }
 
   const models::Hyperparameters& hyperparameters() const { return hp_; }
   // Tokens of a lost plan that came late and were dropped.
@@ -102,6 +103,8 @@ class ClusterPipeline : public engine::Pipeline {
   void load_plan(Loading& loading);
   void probe_hops(Candidate& candidate) const;
   void open_stages(ActivePlan& plan);
+  stage::LoadRequest load_request(const plan::PlacedStage& placed, const plan::Placement& placement,
+                                  const std::string& name);
   void load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
                   const std::string& name, const std::atomic<bool>& cancelled);
   weights::Manifest manifest_of(const stage::Slice& slice, bool hashed);
@@ -168,7 +171,7 @@ class ClusterPipeline : public engine::Pipeline {
 
   const std::shared_ptr<Watch> watch_ = std::make_shared<Watch>();  // shared with callbacks that may come late
   std::unique_ptr<Membership> membership_;                          // null: there are no backends
-  std::atomic<bool> stopping_{false};
+  std::atomic<bool> stopping_{false}, plan_is_loading_{false};
   std::thread watcher_;
 };
 

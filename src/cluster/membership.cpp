@@ -77,6 +77,7 @@ struct Membership::Shared {
   std::function<void()> hook;                // const
   std::vector<std::unique_ptr<Seat>> seats;  // under mutex; in the order of names
   std::vector<std::string> name_errors;      // under mutex; why a name does not resolve
+  std::exception_ptr name_refusal;           // under mutex; what is no name at all
   size_t n_resolved = 0;                     // under mutex; names that were looked up at least once
   uint64_t generation = 1;                   // under mutex
   bool stopping = false;                     // under mutex
@@ -114,18 +115,23 @@ void Membership::resolve_names() {
     for (size_t i = 0; i < options_.names.size(); ++i) {
       std::string error;
       std::vector<std::string> addresses;
+      std::exception_ptr refusal;
       try {
         addresses = connector_.addresses(options_.names[i]);
       } catch (const Error& failure) {
         error = failure.what();
+        if (is_permanent(failure)) refusal = std::current_exception();
       }
       std::unique_lock lock(shared_->mutex);
+      if (refusal) shared_->name_refusal = refusal;
       if (shared_->stopping) return;
       if (!error.empty() && error != shared_->name_errors[i]) spdlog::warn("backend {}", error);
       shared_->name_errors[i] = error;
-      shared_->n_resolved = std::max(shared_->n_resolved, i + 1);
       lock.unlock();
       if (error.empty()) update(i, addresses);
+      lock.lock();
+      shared_->n_resolved = std::max(shared_->n_resolved, i + 1);
+      lock.unlock();
       all = all && error.empty();
     }
     for (const auto& seat : std::exchange(gone_, {})) seat->thread.join();
@@ -304,7 +310,7 @@ std::exception_ptr Membership::refusal() const {
   for (const auto& seat : shared_->seats) {
     if (seat->refusal) return seat->refusal;
   }
-  return nullptr;
+  return shared_->name_refusal;
 }
 
 void Membership::drop(const Member& member, const std::string& reason) {

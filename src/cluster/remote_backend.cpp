@@ -1,6 +1,7 @@
 #include "cluster/remote_backend.h"
 
 #include <algorithm>
+#include <set>
 
 #include "net/endpoint.h"
 #include "net/tls.h"
@@ -13,6 +14,7 @@ namespace {
 constexpr uint16_t kDefaultPort = 50052;
 constexpr auto kMemoryTimeout = std::chrono::seconds(20);        // a step in progress ends before its stage is freed
 constexpr auto kProbeTimeout = std::chrono::milliseconds(2500);  // the backend itself gives up after 2 s
+constexpr auto kResolveTimeout = std::chrono::seconds(5);
 // A backend's first device holds our layers.
 constexpr size_t kDevice = 0;
 
@@ -43,6 +45,22 @@ class RemoteConnector : public BackendConnector {
  public:
   RemoteConnector(net::IoThreads& io, RemoteOptions options) : io_(io), options_(std::move(options)) {}
 
+  // A name of one machine stays a name, which connect() looks up each time.
+  std::vector<std::string> addresses(const std::string& name) override {
+    const net::Endpoint endpoint = net::parse_endpoint(name, kDefaultPort);
+    boost::system::error_code no_address;
+    net::asio::ip::make_address(endpoint.host, no_address);
+    if (!no_address) return {name};
+    std::set<std::string> texts;
+    bool elsewhere = false;
+    for (const auto& found : net::run_blocking(io_.make_strand(), net::resolve(endpoint, kResolveTimeout))) {
+      elsewhere = elsewhere || !found.address().is_loopback();
+      texts.insert(net::Endpoint{found.address().to_string(), endpoint.port}.text());
+    }
+    if (texts.size() == 1 || !elsewhere) return {name};
+    return {texts.begin(), texts.end()};
+  }
+
   std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds timeout,
                                    BackendEvents events) override {
     remote::LinkOptions link_options;
@@ -54,6 +72,7 @@ class RemoteConnector : public BackendConnector {
     auto link = remote::BackendLink::connect(io_, net::parse_endpoint(name, kDefaultPort), link_options);
     if (link->info().devices.empty()) throw Error("backend " + name + " offers no device");
     link->on_lost([lost = std::move(events.lost)](const std::string& reason) { lost(reason); });
+    link->on_leaving(std::move(events.leaving));
     return std::make_unique<RemoteBackend>(name, std::move(link));
   }
 

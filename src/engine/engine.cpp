@@ -686,8 +686,10 @@ void Engine::Impl::fail_all(RequestError::Kind kind, const std::string& message)
 void Engine::Impl::fail_those_that_waited() {
   if (plan_) return;
   const Clock::time_point now = Clock::now();
+  const bool loading = pipeline_.plan_is_loading();
   std::vector<uint64_t> ids;
   for (const auto& [id, sequence] : scheduler_.sequences()) {
+    if (loading) sequence->waits_since = now;
     if (sequence->waits_since && now - *sequence->waits_since >= options_.recovery_timeout) ids.push_back(id);
   }
   const auto seconds = std::chrono::duration<double>(options_.recovery_timeout).count();

@@ -100,6 +100,9 @@ class Pipeline {
   // Ends a poll() early, from any thread: something else is to be done. Without a poll() at the moment, the next one
   // returns at once.
   virtual void wake() = 0;
+
+  // Whether a place for the next plan was found and is being filled: then a lost one is only a matter of time.
+  virtual bool plan_is_loading() const { return false; }
 };
 
 }  // namespace caravan::engine

@@ -100,6 +100,8 @@ class BackendLink::State : public std::enable_shared_from_this<State> {
   std::map<uint64_t, std::optional<pb::ProbeResult>> probes;  // under mutex; by sequence
   uint64_t last_probe = 0;                                    // under mutex
   std::function<void(const std::string&)> lost_callback;      // under mutex
+  std::function<void()> leaving_callback;                     // under mutex
+  bool leaving = false;                                       // under mutex
   std::string lost_reason;                                    // under mutex; not empty: it is lost
   bool closed_here = false;                                   // under mutex
 };
@@ -209,11 +211,14 @@ void BackendLink::State::handle(net::Frame frame) {
       if (static_cast<size_t>(ack.memory_free_size()) != info.devices.size())
         throw ProtocolError(fmt::format("HeartbeatAck: memory of {} devices, expected {}", ack.memory_free_size(),
                                         info.devices.size()));
+      std::function<void()> callback;
       {
         const std::lock_guard lock(mutex);
         memory_free.assign(ack.memory_free().begin(), ack.memory_free().end());
         last_ack = std::max(last_ack, ack.sequence());
+        if (ack.leaving() && !std::exchange(leaving, true)) callback = std::exchange(leaving_callback, nullptr);
       }
+      if (callback) callback();
       return acknowledged.notify_all();
     }
     case MessageType::probe_result: {
@@ -412,6 +417,17 @@ void BackendLink::on_lost(std::function<void(const std::string& reason)> callbac
     if (state_->closed_here) return;
   }
   callback(reason);
+}
+
+void BackendLink::on_leaving(std::function<void()> callback) {
+  {
+    const std::lock_guard lock(state_->mutex);
+    if (!state_->leaving) {
+      state_->leaving_callback = std::move(callback);
+      return;
+    }
+  }
+  callback();
 }
 
 void BackendLink::close() {

@@ -84,6 +84,9 @@ class BackendLink {
   // Calls back once, on an I/O thread, when the link is lost; at once, on this thread, when it is lost already. Not
   // when it is closed from this side.
   void on_lost(std::function<void(const std::string& reason)> callback);
+  // Calls back once, on an I/O thread, when the backend says that it goes away soon; at once, on this thread, when it
+  // has said so already.
+  void on_leaving(std::function<void()> callback);
   // Ends the connection; its stages hear that the link is lost.
   void close();
 

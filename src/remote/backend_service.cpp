@@ -68,6 +68,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   void log_refusal(const std::string& peer, const std::string& reason);
   std::chrono::milliseconds handshake_timeout() const;
   BackendStatus status() const;
+  void drain(std::chrono::milliseconds timeout);
   void stop();
 
   pb::HelloAck hello_ack() const;
@@ -97,6 +98,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   uint64_t n_stale = 0;                                      // under mutex; of peers that are gone
   Activity activity;                                         // under mutex; of peers that are gone
   bool stopping = false;                                     // under mutex
+  std::atomic<bool> leaving{false};
 };
 
 namespace {
@@ -118,6 +120,7 @@ class Peer : public std::enable_shared_from_this<Peer> {
   // Gives the stages to the reaper; returns how many they were.
   size_t release_stages(const std::string& reason);
   // From any thread.
+  void say_leaving();
   void stop();
   // The peer's connection has ended: so does its route.
   void leave_route(const std::string& reason);
@@ -321,6 +324,7 @@ void Peer::handle(net::Frame frame) {
       pb::HeartbeatAck ack;
       ack.set_sequence(parse_header<pb::Heartbeat>(frame).sequence());
       for (const uint64_t bytes : service_.store.memory_free()) ack.add_memory_free(bytes);
+      ack.set_leaving(service_.leaving);
       channel_->send(MessageType::heartbeat_ack, ack, {}, Channel::Priority::urgent);
       return;
     }
@@ -400,6 +404,13 @@ std::vector<StageStatus> Peer::stages() const {
 Activity Peer::ended_activity() const {
   const std::lock_guard lock(mutex_);
   return ended_activity_;
+}
+
+void Peer::say_leaving() {
+  pb::HeartbeatAck message;
+  for (const uint64_t bytes : service_.store.memory_free()) message.add_memory_free(bytes);
+  message.set_leaving(true);
+  channel_->send(MessageType::heartbeat_ack, message, {}, Channel::Priority::urgent);
 }
 
 void Peer::stop() {
@@ -633,6 +644,26 @@ BackendStatus BackendService::State::status() const {
   return status;
 }
 
+void BackendService::State::drain(std::chrono::milliseconds timeout) {
+  constexpr auto kLookInterval = std::chrono::milliseconds(20);
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  leaving = true;
+  net::asio::post(listener.executor(), [self = shared_from_this()] { self->listener.close(); });
+  std::unique_lock lock(mutex);
+  for (const std::shared_ptr<Peer>& peer : peers) peer->say_leaving();
+  const auto n_stages = [this] {
+    size_t n = 0;
+    for (const std::shared_ptr<Peer>& peer : peers) n += peer->n_stages();
+    return n;
+  };
+  if (n_stages() > 0)
+    spdlog::info("leaving: {} stages have {:.1f} s to move elsewhere", n_stages(),
+                 std::chrono::duration<double>(timeout).count());
+  while (n_stages() > 0 && std::chrono::steady_clock::now() < deadline) ended.wait_for(lock, kLookInterval);
+  lock.unlock();
+  stop();
+}
+
 void BackendService::State::stop() {
   {
     const std::lock_guard lock(mutex);
@@ -649,6 +680,7 @@ void BackendService::State::stop() {
   }
   prober.wait_for_earlier({});
   reaper.wait_for_earlier({});
+  store.clear();  // this object may live on a little, the host perhaps not
 }
 
 BackendService::BackendService(net::IoThreads& io, SliceHost& host, BackendOptions options)
@@ -677,6 +709,7 @@ BackendService::~BackendService() { stop(); }
 const net::Endpoint& BackendService::endpoint() const { return state_->listener.endpoint(); }
 BackendStatus BackendService::status() const { return state_->status(); }
 
+void BackendService::drain(std::chrono::milliseconds timeout) { state_->drain(timeout); }
 void BackendService::stop() { state_->stop(); }
 
 }  // namespace caravan::remote

@@ -58,6 +58,9 @@ class BackendService {
   // With the port that was bound.
   const net::Endpoint& endpoint() const;
   BackendStatus status() const;
+  // Tells every peer that this backend is about to leave, takes no more connections, and serves on until no peer has a
+  // stage here, for at most timeout; then stops. Blocks; not from an I/O thread.
+  void drain(std::chrono::milliseconds timeout);
   // Tells every peer that this backend stops, closes the connections and frees what they held. Blocks; idempotent; not
   // from an I/O thread.
   void stop();

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "remote/codec.h"
+#include "stage/loaded_slice.h"
 
 namespace caravan::remote {
 
@@ -285,6 +286,10 @@ void RemoteStage::reserve(const stage::MemoryNeed& need, const Digest& key) {
   const net::Frame frame = state_->next_frame();
   if (frame.type != static_cast<uint16_t>(MessageType::lease))
     throw ProtocolError(fmt::format("{}: {} in place of Lease", state_->who, message_name(frame.type)));
+}
+
+void RemoteStage::reserve(const stage::LoadRequest& request, const stage::MemoryNeed& need) {
+  reserve(need, stage::content_key(request));
 }
 
 void RemoteStage::load(const stage::LoadRequest& request, std::span<weights::WeightSource* const> sources,

@@ -21,6 +21,7 @@ class RemoteStage : public stage::DirectStage {
   // Keeps memory on the device until load() or the destructor; blocks. key: content_key() of the request to come.
   // Throws ResourceError with need and have; Error when the link is lost.
   void reserve(const stage::MemoryNeed& need, const Digest& key);
+  void reserve(const stage::LoadRequest& request, const stage::MemoryNeed& need) override;
 
   // The manifest must have hashes: the backend asks for chunks by them, and they are read from sources on the calling
   // thread.

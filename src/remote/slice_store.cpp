@@ -61,7 +61,7 @@ void SliceStore::evict_until(DeviceMemory& memory, uint64_t need_bytes) {
   }
 }
 
-SliceStore::Lease SliceStore::reserve(size_t device, const stage::MemoryNeed& need, const Digest& key) {
+SliceStore::Lease SliceStore::reserve(size_t device, const stage::MemoryNeed& need, const Digest& key, Lease replaced) {
   const std::lock_guard lock(mutex_);
   if (device >= devices_.size())
     throw ProtocolError(fmt::format("device {} of a backend with {} devices", device, devices_.size()));
@@ -74,24 +74,31 @@ SliceStore::Lease SliceStore::reserve(size_t device, const stage::MemoryNeed& ne
                                     format_bytes(need.kv_cache), format_bytes(need.scratch),
                                     format_bytes(memory.total)));
 
-  auto [found, added] = memory.entries.try_emplace(key);
+  const auto [found, added] = memory.entries.try_emplace(key);
   Entry& entry = found->second;
-  ++entry.n_users;  // from here on it is not evicted
-  if (added) entry.bytes = 0;
-  const uint64_t weights = added ? need.weights : 0;
+  ++entry.n_users;  // from here on it is not evicted, nor freed with what is replaced
+  if (replaced) {
+    replaced.store_ = nullptr;
+    release_locked(replaced.device_, replaced.bytes_, replaced.key_);
+  }
+  // An estimate that nobody else relies on, and nothing was loaded by, is replaced.
+  const uint64_t estimate = entry.bytes;
+  if (entry.weights == nullptr && !entry.loading && entry.n_users == 1) entry.bytes = 0;
+  const uint64_t weights = entry.bytes == 0 ? need.weights : 0;
   evict_until(memory, own + weights);
   if (memory.used() + own + weights > memory.total) {
     const uint64_t have = memory.total - memory.used();
     if (--entry.n_users == 0) {
       entry.unused_since = Clock::now();
-      if (added) memory.entries.erase(found);
+      entry.bytes = estimate;
+      if (entry.weights == nullptr && entry.unfinished == nullptr) memory.entries.erase(found);
     }
     throw ResourceError(fmt::format("{}: need {} (weights {}, KV cache {}, scratch {}), have {} of {} free",
                                     memory.name, format_bytes(own + weights), format_bytes(weights),
                                     format_bytes(need.kv_cache), format_bytes(need.scratch), format_bytes(have),
                                     format_bytes(memory.total)));
   }
-  if (added) entry.bytes = need.weights;
+  entry.bytes += weights;
   memory.leased += own;
   Lease lease;
   lease.store_ = this;
@@ -135,6 +142,10 @@ SliceStore::Loaded SliceStore::load(const Lease& lease, const stage::LoadRequest
 
 void SliceStore::release(size_t device, uint64_t bytes, const Digest& key) noexcept {
   const std::lock_guard lock(mutex_);
+  release_locked(device, bytes, key);
+}
+
+void SliceStore::release_locked(size_t device, uint64_t bytes, const Digest& key) noexcept {
   DeviceMemory& memory = devices_[device];
   memory.leased -= bytes;
   const auto found = memory.entries.find(key);
@@ -142,6 +153,12 @@ void SliceStore::release(size_t device, uint64_t bytes, const Digest& key) noexc
   found->second.unused_since = Clock::now();
   const bool is_empty = found->second.weights == nullptr && found->second.unfinished == nullptr;
   if (is_empty || keep_alive_.count() == 0) memory.entries.erase(found);
+}
+
+void SliceStore::clear() {
+  const std::lock_guard lock(mutex_);
+  for (DeviceMemory& memory : devices_)
+    std::erase_if(memory.entries, [](const auto& item) { return item.second.n_users == 0; });
 }
 
 void SliceStore::expire(Clock::time_point now) {

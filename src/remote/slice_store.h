@@ -67,8 +67,12 @@ class SliceStore {
   ~SliceStore();
 
   // Takes memory for need; weights that are resident under key are not counted again, and unused ones of others make
-  // room, oldest first. Throws ResourceError with need and have, ProtocolError when there is no such device.
-  Lease reserve(size_t device, const stage::MemoryNeed& need, const Digest& key);
+  // room, oldest first. What `replaced` held counts as free, with nobody else in between. Throws ResourceError with
+  // need and have, ProtocolError when there is no such device; then it is released, too.
+  Lease reserve(size_t device, const stage::MemoryNeed& need, const Digest& key, Lease replaced);
+  Lease reserve(size_t device, const stage::MemoryNeed& need, const Digest& key) {
+    return reserve(device, need, key, Lease());
+  }
 
   struct Loaded {
     std::shared_ptr<const ResidentWeights> weights;
@@ -80,6 +84,8 @@ class SliceStore {
   Loaded load(const Lease& lease, const stage::LoadRequest& request, std::span<weights::WeightSource* const> sources,
               const stage::Stage::ProgressFunction& on_progress, std::stop_token stop);
 
+  // Frees all weights that nobody uses.
+  void clear();
   // Frees weights that nobody has used for keep_alive.
   void expire(Clock::time_point now);
 
@@ -90,6 +96,7 @@ class SliceStore {
 
  private:
   void release(size_t device, uint64_t bytes, const Digest& key) noexcept;
+  void release_locked(size_t device, uint64_t bytes, const Digest& key) noexcept;
   static void evict_until(DeviceMemory& memory, uint64_t need_bytes);
 
   SliceHost& host_;

@@ -117,8 +117,7 @@ void StageSeat::reserve(const pb::Reserve& message) {
   const stage::MemoryNeed need{message.weights(), message.kv_cache(), message.scratch()};
   post([this, need, key, device = message.device()] {
     context_.reaper.wait_for_earlier(thread_.get_stop_token());
-    lease_ = {};
-    lease_ = context_.store.reserve(device, need, key);
+    lease_ = context_.store.reserve(device, need, key, std::exchange(lease_, {}));
     pb::Lease reply;
     reply.set_stage(id_);
     reply.set_reserved(lease_.bytes());
@@ -139,10 +138,11 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
     const std::stop_token stop = thread_.get_stop_token();
     // What this or another connection has given up must be free before more is asked for.
     stage_.reset();
-    lease_ = {};
     context_.reaper.wait_for_earlier(stop);
     if (device >= context_.host.devices().size()) throw FormatError(fmt::format("there is no device {}", device));
-    lease_ = context_.store.reserve(device, context_.host.need(device, *request), stage::content_key(*request));
+    // What was reserved for it stays reserved.
+    lease_ = context_.store.reserve(device, context_.host.need(device, *request), stage::content_key(*request),
+                                    std::exchange(lease_, {}));
 
     const auto source = std::make_shared<RemoteWeightSource>(channel_, id_);
     {

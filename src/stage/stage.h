@@ -79,6 +79,13 @@ class Stage {
  public:
   virtual ~Stage() = default;
 
+  // Takes the memory for a load() of request to come; blocks. need is an estimate that load() replaces by what the
+  // slice takes. Throws ResourceError with need and have.
+  virtual void reserve(const LoadRequest& request, const MemoryNeed& need) {
+    (void)request;
+    (void)need;
+  }
+
   // Loads the slice: memory is reserved first, chunks come from the sources, on_progress gets the weight bytes done.
   // Throws ResourceError (does not fit: need and have), FormatError (bad weights), NotSupportedError (architecture),
   // Error (the source or the peer failed).

@@ -171,6 +171,12 @@ class FakeMachines : public BackendConnector {
     return found->second;
   }
 
+  // Another address of the same process.
+  void alias(const std::string& address, const std::string& machine) {
+    const std::lock_guard lock(mutex_);
+    aliases_[address] = machine;
+  }
+
   void set_memory(const std::string& name, uint64_t memory) {
     const std::lock_guard lock(mutex_);
     machines_.at(name).memory = memory;
@@ -192,7 +198,9 @@ class FakeMachines : public BackendConnector {
 
   std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds, BackendEvents events) override {
     const std::lock_guard lock(mutex_);
-    Machine& machine = machines_.at(name);
+    const auto alias = aliases_.find(name);
+    const std::string& id = alias != aliases_.end() ? alias->second : name;
+    Machine& machine = machines_.at(id);
     ++machine.n_attempts;
     attempted_.notify_all();
     if (machine.state == State::down) throw Error(name + ": connection refused");
@@ -200,7 +208,7 @@ class FakeMachines : public BackendConnector {
     auto connection = std::make_shared<FakeConnection>();
     connection->events = std::move(events);
     machine.connections.push_back(connection);
-    return std::make_unique<Connected>(name, machine.memory, *machine.device, std::move(connection), behaviour_);
+    return std::make_unique<Connected>(id, machine.memory, *machine.device, std::move(connection), behaviour_);
   }
 
  private:
@@ -241,6 +249,7 @@ class FakeMachines : public BackendConnector {
   std::condition_variable attempted_;
   std::map<std::string, Machine> machines_;
   std::map<std::string, std::vector<std::string>> names_;
+  std::map<std::string, std::string> aliases_;
   StageBehaviour behaviour_;
 };
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import socket
 import tempfile
@@ -301,6 +302,60 @@ class Failures(ClusterTest):
         self.assertEqual(server.complete(PROMPTS[0], **self.FIELDS)["content"], expected)
         self.assertEqual(server.metric("plans_lost_total"), 1)
         self.assertTrue(backends[0].alive())
+
+
+    def test_a_server_that_was_killed_finds_its_weights_warm(self):
+        backends = [self.start(Backend), self.start(Backend)]
+        server = self.start(Server, backends)
+        expected = server.complete(PROMPTS[0])["content"]
+        server.kill()
+        server = self.start(Server, backends)
+        self.assertEqual(server.complete(PROMPTS[0])["content"], expected)
+        for backend in backends:
+            self.assertEqual(len(re.findall(r"loaded: shares", backend.log)), 1, backend.log)
+
+    def test_names_of_several_backends_that_come_later_are_taken_in(self):
+        backend = self.start(Backend)
+        server = self.start(Server, [f"localhost:{backend.port}", "nobody.invalid:50052"], extra=("--rpc-wait", 1))
+        self.assertIn("nobody.invalid", server.log)
+        self.assertTrue(server.complete("Hello")["content"])
+
+    def test_two_servers_that_lose_a_backend_both_go_on(self):
+        backends = [self.start(Backend, mem=64), self.start(Backend, mem=64)]
+        servers = [self.start(Server, backends, extra=("-c", 1024, "--mem", 1)) for _ in range(2)]
+        running = [self.expected_and_stream(server) for server in servers]
+        backends[0].kill()
+        for expected, first, events in running:
+            self.assertEqual(first + self.rest_of(events), expected)
+
+
+class Leaving(ClusterTest):
+    def test_a_backend_on_sigterm_hands_over_while_streams_go_on(self):
+        backends = [self.start(Backend), self.start(Backend)]
+        server = self.start(Server, backends, extra=("-c", 1024))
+        fields = {"n_predict": 900, "ignore_eos": True, "temperature": 0}
+        expected = server.complete(PROMPTS[0], **fields)["content"]
+        events = Stream(server, PROMPTS[0], **fields).events()
+        first = next(events)["content"]
+        self.assertEqual(backends[0].stop(timeout=8), 0, backends[0].log)
+        rest = list(events)
+        self.assertEqual(first + "".join(event["content"] for event in rest), expected)
+        self.assertTrue(rest[-1]["stop"])
+        self.assertEqual(server.metric("plans_lost_total"), 0, server.log)
+        self.assertIn("is about to leave", server.log)
+
+    def test_a_backend_whose_layers_fit_nowhere_else_stops_after_the_drain_timeout(self):
+        backend = self.start(Backend, extra=("--drain-timeout", 1))
+        server = self.start(Server, [backend], extra=("-c", 1024, "--mem", 1))
+        self.assertEqual(backend.stop(timeout=10), 0, backend.log)
+        self.wait_until(lambda: server.get("/health")[0] == 503)
+        self.assertTrue(server.alive())
+
+    def test_an_idle_backend_leaves_at_once(self):
+        backend = self.start(Backend)
+        start = time.monotonic()
+        self.assertEqual(backend.stop(), 0, backend.log)
+        self.assertLess(time.monotonic() - start, 5)  # within a second, but for a busy machine
 
 
 class Stopping(ClusterTest):

@@ -3,6 +3,7 @@
 // are also noted by name in errors(). Batches are computed at once; their results can be held back.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -69,9 +70,13 @@ class FakePipeline : public Pipeline {
   // Blocks that are in a table, over all groups and slots.
   size_t n_blocks_in_tables() const;
 
+  // Whether the next plan is being loaded.
+  void set_loading(bool loading) { loading_ = loading; }
+
   uint64_t submit(stage::Batch batch) override;
   std::optional<PipelineEvent> poll(std::chrono::milliseconds timeout) override;
   void wake() override;
+  bool plan_is_loading() const override { return loading_; }
 
  private:
   struct Cell {
@@ -103,6 +108,7 @@ class FakePipeline : public Pipeline {
   std::deque<Completion> held_;       // behind the gate
   bool gate_open_ = true;
   bool woken_ = false;
+  std::atomic<bool> loading_{false};
   uint64_t next_ticket_ = 1;
   uint64_t n_plans_ = 0, n_plans_polled_ = 0;  // and losses; batches for others than the last one are dropped
   uint32_t in_flight_ = 0, max_in_flight_ = 0;

@@ -184,6 +184,23 @@ TEST_F(Recovery, WhatFindsNoPlanForTooLongEndsWithTheReason) {
   EXPECT_EQ(engine_->status().counters.failed, 2u);
 }
 
+TEST_F(Recovery, TheTimeInWhichTheNextPlanLoadsDoesNotCount) {
+  EngineOptions options;
+  options.recovery_timeout = std::chrono::milliseconds(0);
+  pipeline_.close_gate();
+  start(make_plan({full_group(64)}), options);
+  auto stream = engine_->submit(endless({1, 2}, 5));
+  pipeline_.wait_for_batches(1);
+  pipeline_.set_loading(true);
+  pipeline_.lose(kReason);
+  wait_until_lost();
+  pipeline_.wake();  // the engine looks at who has waited
+  EXPECT_EQ(stream->next(std::chrono::milliseconds(20)), std::nullopt);
+  pipeline_.set_loading(false);
+  pipeline_.wake();
+  expect_error(collect(*stream), RequestError::Kind::unavailable, kReason);
+}
+
 TEST_F(Recovery, ASmallerContextEndsOnlyWhatDoesNotFitIt) {
   pipeline_.close_gate();
   start(make_plan({full_group(64)}));
