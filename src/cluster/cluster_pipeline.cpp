@@ -669,7 +669,6 @@ void ClusterPipeline::retire_broken_plan() {
     // Those of a plan that is being loaded stay.
     const std::lock_guard lock(watch_->mutex);
     failures = watch_->failures;
-    // One that is still being loaded may have failed already.
     std::erase_if(watch_->failures, [this](const auto& failure) { return failure.epoch <= active_->epoch; });
   }
   for (const ActivePlan::Part& part : active_->parts) {

@@ -195,7 +195,7 @@ TEST_F(Cluster, ConnectsAgainToABackendThatIsLostWhileOthersAreWaitedFor) {
   options_.rpc_wait = seconds(30);
   auto pipeline = make_pipeline();
   auto started = std::async(std::launch::async, [&] { pipeline->start(); });
-  machines_.wait_for_attempts("b", 1);
+  while (machines_.n_connections("a") == 0) std::this_thread::yield();
   machines_.cut("a", FakeMachines::State::up);
   machines_.wait_for_attempts("b", 2);
   machines_.set_state("b", FakeMachines::State::up);
