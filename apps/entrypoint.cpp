@@ -43,6 +43,7 @@ constexpr Variable kVariables[] = {
     {"APP_CACHE_LIMIT", "SIZE", "most that a backend keeps there (64G)"},
     {"APP_MODELS_DIR", "DIR", "a backend's folder of GGUF files whose weights need not be sent"},
     {"APP_ADVERTISE", "HOST:PORT", "where other backends reach this one (where the server does)"},
+    {"APP_METRICS_PORT", "N", "port of a backend's /metrics and /health, for Prometheus (none)"},
     {"APP_DEVICE", "DEVICE", "what a backend computes with: cpu (cpu)"},
 };
 
