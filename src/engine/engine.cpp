@@ -689,8 +689,10 @@ void Engine::Impl::fail_those_that_waited() {
   const bool loading = pipeline_.plan_is_loading();
   std::vector<uint64_t> ids;
   for (const auto& [id, sequence] : scheduler_.sequences()) {
-    if (loading) sequence->waits_since = now;
-    if (sequence->waits_since && now - *sequence->waits_since >= options_.recovery_timeout) ids.push_back(id);
+    if (loading)
+      sequence->waits_since = now;
+    else if (sequence->waits_since && now - *sequence->waits_since >= options_.recovery_timeout)
+      ids.push_back(id);
   }
   const auto seconds = std::chrono::duration<double>(options_.recovery_timeout).count();
   for (const uint64_t id : ids)

@@ -144,8 +144,9 @@ TEST(SharedBackends, HoldNoMoreThanTheyMayWhateverTwoServersPlanAtOnce) {
     n_refused += 2 - served;
   }
   spdlog::set_level(spdlog::level::info);
-  EXPECT_GT(n_served, 20);
-  EXPECT_GT(n_refused, 20);
+  // Both happen; how often depends on who comes first.
+  EXPECT_GT(n_served, 5);
+  EXPECT_GT(n_refused, 5);
 }
 
 }  // namespace

@@ -84,7 +84,6 @@ TEST(BackendService, GoesOnWithALoadWhoseConnectionBroke) {
   RemoteStage stage(backend.connect());
   load(stage, model);
   EXPECT_LE(stage.pulled_bytes(), 7 * weights::kChunkBytes);
-  EXPECT_GE(stage.pulled_bytes(), weights::kChunkBytes);
   EXPECT_EQ(backend.host.n_loads, 1);
 }
 

@@ -143,7 +143,9 @@ TEST(SliceStore, GoesOnWithALoadThatBrokeOff) {
   model.source.n_bytes = 0;
   const Loader loader(store, host, model);
   EXPECT_FALSE(loader.loaded.shared);
-  EXPECT_EQ(model.source.n_bytes, 2 * weights::kChunkBytes);
+  // The second chunk may have been on its way to the device.
+  EXPECT_GE(model.source.n_bytes, 2 * weights::kChunkBytes);
+  EXPECT_LE(model.source.n_bytes, 3 * weights::kChunkBytes);
   EXPECT_EQ(host.n_loads, 1);
 }
 
