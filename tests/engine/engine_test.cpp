@@ -152,7 +152,9 @@ TEST_F(EngineTest, FillsThePipelineWithBatchesOfDisjointSequences) {
   pipeline_.open_gate();
   pipeline_.wait_until([](const auto& batches) { return batches.back().n_rows() == 2; });
   for (auto& stream : streams) collect(*stream);
-  EXPECT_EQ(pipeline_.max_in_flight(), 3u);
+  // A batch of prompts may be in flight beside the three of answers.
+  EXPECT_GE(pipeline_.max_in_flight(), 3u);
+  EXPECT_LE(pipeline_.max_in_flight(), 4u);
 }
 
 TEST_F(EngineTest, PutsDecodeRowsBeforePrefillChunksOfTheSameBatch) {
