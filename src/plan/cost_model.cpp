@@ -19,6 +19,8 @@ constexpr uint32_t kTypicalChunk = 128;
 constexpr size_t kMostPermuted = 4;
 // Each further candidate's slowest stage is at least so much faster.
 constexpr double kFrontierStep = 0.98;
+// Candidates are refined whose score is at least this part of the best one's.
+constexpr double kWorthRefining = 0.75;
 
 uint32_t groups_of(uint32_t n_slots, size_t n_stages) {
   return std::max(1u, std::min(n_slots, static_cast<uint32_t>(n_stages)));
@@ -228,6 +230,35 @@ std::vector<std::vector<size_t>> orders(const CostModel& model, const std::vecto
   return result;
 }
 
+// Moves boundaries between stages one layer at a time, as long as that raises the score; stages before n_fixed stay.
+double refine(const CostModel& model, std::vector<StageSpan>& stages, size_t n_fixed,
+              const std::function<bool(const StageSpan&)>& fits, Goal goal) {
+  double best = CostModel::score(model.predict(stages), goal);
+  const auto moved = [&](size_t i, int by) {
+    StageSpan left = stages[i], right = stages[i + 1];
+    left.end += by;
+    right.begin += by;
+    if (left.begin == left.end || right.begin == right.end || !fits(left) || !fits(right)) return false;
+    std::swap(stages[i], left);
+    std::swap(stages[i + 1], right);
+    const double score = CostModel::score(model.predict(stages), goal);
+    if (score > best) {
+      best = score;
+      return true;
+    }
+    std::swap(stages[i], left);
+    std::swap(stages[i + 1], right);
+    return false;
+  };
+  for (bool improved = true; improved;) {
+    improved = false;
+    for (size_t i = n_fixed; i + 1 < stages.size(); ++i)
+      for (const int by : {-1, 1})
+        while (moved(i, by)) improved = true;
+  }
+  return best;
+}
+
 }  // namespace
 
 std::optional<std::vector<StageSpan>> fastest_stages(const CostModel& model, std::vector<StageSpan> first,
@@ -243,10 +274,13 @@ std::optional<std::vector<StageSpan>> fastest_stages(const CostModel& model, std
       for (const auto& [n_rows, n_outputs] : {std::pair(group, group), std::pair(kTypicalChunk, 1u)}) {
         double bound = kInfinity;
         while (const auto stages = search.best(n_stages, bound, n_rows, n_outputs)) {
-          const double score = CostModel::score(model.predict(*stages), goal);
-          if (score > best_score) {
-            best_score = score;
-            best = *stages;
+          if (CostModel::score(model.predict(*stages), goal) > kWorthRefining * best_score) {
+            std::vector<StageSpan> refined = *stages;
+            const double score = refine(model, refined, first.size(), fits, goal);
+            if (score > best_score) {
+              best_score = score;
+              best = std::move(refined);
+            }
           }
           double slowest = 0;
           for (size_t i = first.size(); i < stages->size(); ++i) {

@@ -116,6 +116,12 @@ fs::path ChunkCache::path_of(const Digest& digest) const {
 
 bool ChunkCache::contains(const Digest& digest) const { return access(path_of(digest).c_str(), R_OK) == 0; }
 
+bool ChunkCache::use(const Digest& digest) {
+  const fs::path path = path_of(digest);
+  // A folder that others own may refuse the new time.
+  return utimensat(AT_FDCWD, path.c_str(), nullptr, 0) == 0 || access(path.c_str(), R_OK) == 0;
+}
+
 bool ChunkCache::read(const Digest& digest, std::span<std::byte> out) {
   const fs::path path = path_of(digest);
   try {
@@ -130,7 +136,7 @@ bool ChunkCache::read(const Digest& digest, std::span<std::byte> out) {
     spdlog::debug("cache: {}", error.what());  // evicted by another process since it was looked for
     return false;
   }
-  utimensat(AT_FDCWD, path.c_str(), nullptr, 0);  // used now; a folder that others own may refuse it
+  use(digest);
   const std::lock_guard lock(mutex_);
   status_.read_bytes += out.size();
   return true;

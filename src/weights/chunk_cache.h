@@ -46,6 +46,8 @@ class ChunkCache {
   ~ChunkCache();
 
   bool contains(const Digest& digest) const;
+  // Whether the chunk is there; counts as a use of it.
+  bool use(const Digest& digest);
   // Fills out with the chunk; false when it is not there, or has another size. The bytes are not verified. Counts as a
   // use of the chunk.
   bool read(const Digest& digest, std::span<std::byte> out);
@@ -95,11 +97,10 @@ class ChunkCache {
 class CacheSource : public WeightSource {
  public:
   // cache outlives the source.
-  explicit CacheSource(ChunkCache& cache) : cache_(cache), began_(ChunkCache::Clock::now()) {}
+  explicit CacheSource(ChunkCache& cache) : cache_(cache), began_(ChunkCache::Clock::now() - kFileClockTick) {}
   std::string_view name() const override { return "cache"; }
-  bool may_have(const ChunkRef& chunk) override {
-    return chunk.digest() != nullptr && cache_.contains(*chunk.digest());
-  }
+  // What is there counts as used from here on, so that room for other chunks of this load is not made of it.
+  bool may_have(const ChunkRef& chunk) override { return chunk.digest() != nullptr && cache_.use(*chunk.digest()); }
   int n_fetchers() const override { return 2; }
   bool fetch(const ChunkRef& chunk, std::span<std::byte> out) override {
     return chunk.digest() != nullptr && cache_.read(*chunk.digest(), out);
@@ -110,6 +111,9 @@ class CacheSource : public WeightSource {
   }
 
  private:
+  // By so much the times that a file system writes may be older than the clock.
+  static constexpr std::chrono::milliseconds kFileClockTick{20};
+
   ChunkCache& cache_;
   const ChunkCache::Clock::time_point began_;
 };

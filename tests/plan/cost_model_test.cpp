@@ -137,7 +137,10 @@ TEST(FastestStages, ReachesNinetyFivePercentOfTheBestSplitInAGridOfClusters) {
   for (int cluster = 0; cluster < 200; ++cluster) {
     const size_t n_devices = 1 + cluster % 4;
     std::vector<stage::DeviceProfile> profiles;
-    for (size_t i = 0; i < n_devices; ++i) profiles.push_back(profile_of(between(2, 60), between(20, 900)));
+    for (size_t i = 0; i < n_devices; ++i) {
+      const double gigabytes_per_s = between(2, 60), gops_per_s = between(20, 900);
+      profiles.push_back(profile_of(gigabytes_per_s, gops_per_s));
+    }
     auto input = input_of(6 + cluster % 5, profiles);
     for (LinkProfile& link : input.links) link = {between(20e-6, 5e-3), between(1e6, 1e9)};
     input.n_slots = 1 + cluster / 4 % 8;
