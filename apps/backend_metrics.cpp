@@ -61,6 +61,7 @@ void write_weights(Exposition& out, const remote::BackendStatus& status, const w
   out.value(status.origins.cache, "source=\"cache\"");
   out.value(status.origins.peers, "source=\"peer\"");
   out.value(status.origins.server, "source=\"server\"");
+  out.single("counter", "weights_given_bytes_total", "Weight bytes given to other backends.", status.given_bytes);
   if (cache != nullptr) {
     const weights::ChunkCacheStatus s = cache->status();
     out.single("gauge", "cache_bytes", "Bytes in the chunk cache.", s.held_bytes);

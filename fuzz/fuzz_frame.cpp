@@ -70,6 +70,7 @@ void decode(const net::Frame& frame) {
       parse_header<pb::Lease>(frame);
       break;
     case MessageType::load_slice:
+      decode_peers(parse_header<pb::LoadSlice>(frame));
       decode_load(parse_header<pb::LoadSlice>(frame), frame.payload, "fuzz");
       break;
     case MessageType::load_progress:
@@ -128,6 +129,22 @@ void decode(const net::Frame& frame) {
     }
     case MessageType::attached:
       parse_header<pb::Attached>(frame);
+      break;
+    case MessageType::have_chunks: {
+      const auto question = parse_header<pb::HaveChunks>(frame);
+      for (const std::string& digest : question.digests()) Digest::from_bytes(digest);
+      break;
+    }
+    case MessageType::have_chunks_result: {
+      const std::string have = parse_header<pb::HaveChunksResult>(frame).have();
+      CARAVAN_ASSERT(encode_bits(decode_bits(have, have.size() * 8)) == have, "encoding and decoding are inverse");
+      break;
+    }
+    case MessageType::fetch_chunk:
+      Digest::from_bytes(parse_header<pb::FetchChunk>(frame).digest());
+      break;
+    case MessageType::fetched_chunk:
+      parse_header<pb::FetchedChunk>(frame);
       break;
   }
 }

@@ -462,11 +462,23 @@ void ClusterPipeline::load_plan(Loading& loading) {
   }
   for (size_t i = 0; i < placement.stages.size(); ++i) {
     loading.device = next->parts[i].device;
+    if (auto* remote = dynamic_cast<remote::RemoteStage*>(next->parts[i].stage.get()))
+      remote->ask_others(backends_beside(next->parts[i].member));
     load_stage(placement.stages[i], placement, *next->parts[i].stage, loading.device, loading.cancelled);
   }
   open_stages(*next);
   next->summary = summarize(*next, candidate);
   loading.plan = std::move(next);
+}
+
+// Those that may have weights which this one is to load.
+std::vector<remote::PeerAddress> ClusterPipeline::backends_beside(const Membership::Member& member) const {
+  std::vector<remote::PeerAddress> others;
+  for (const Membership::Member& other : membership_->members()) {
+    if (other.connection == member.connection || other.leaving()) continue;
+    if (const auto address = other.backend->peer_address()) others.push_back({address->endpoint, address->backend_id});
+  }
+  return others;
 }
 
 engine::PlanSummary ClusterPipeline::summarize(const ActivePlan& plan, const Candidate& candidate) const {
@@ -480,8 +492,10 @@ engine::PlanSummary ClusterPipeline::summarize(const ActivePlan& plan, const Can
     summary.stages.back().counters = plan.parts[i].counters;
     if (const auto* remote = dynamic_cast<const remote::RemoteStage*>(plan.parts[i].stage.get())) {
       const remote::WeightOrigins origins = remote->origins();
-      summary.stages.back().weights_from = {
-          {"models-dir", origins.models_dir}, {"cache", origins.cache}, {"server", origins.server}};
+      summary.stages.back().weights_from = {{"models-dir", origins.models_dir},
+                                            {"cache", origins.cache},
+                                            {"peer", origins.peers},
+                                            {"server", origins.server}};
     }
   }
   summary.epoch = plan.epoch;

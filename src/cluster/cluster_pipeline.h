@@ -22,6 +22,7 @@
 #include "gguf/reader.h"
 #include "models/arch.h"
 #include "plan/placement.h"
+#include "remote/codec.h"
 #include "weights/hash_memory.h"
 
 namespace caravan::cluster {
@@ -108,6 +109,7 @@ class ClusterPipeline : public engine::Pipeline {
   void load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
                   const std::string& name, const std::atomic<bool>& cancelled);
   weights::Manifest manifest_of(const stage::Slice& slice, bool hashed);
+  std::vector<remote::PeerAddress> backends_beside(const Membership::Member& member) const;
   engine::PlanSummary summarize(const ActivePlan& plan, const Candidate& candidate) const;
   void activate(std::unique_ptr<ActivePlan> next);
 

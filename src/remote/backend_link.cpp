@@ -131,6 +131,9 @@ uint32_t stage_of(const net::Frame& frame) {
       return parse_header<pb::Attached>(frame).stage();
     case MessageType::error:
       return parse_header<pb::Error>(frame).stage();
+    case MessageType::have_chunks_result:
+    case MessageType::fetched_chunk:
+      return 0;  // a listener of its own
     default:
       throw ProtocolError(fmt::format("{} is not expected here", message_name(frame.type)));
   }

@@ -18,6 +18,7 @@
 #include "net/listener.h"
 #include "net/tls.h"
 #include "remote/channel.h"
+#include "remote/chunk_giver.h"
 #include "remote/reaper.h"
 #include "remote/slice_store.h"
 #include "remote/stage_seat.h"
@@ -52,6 +53,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
         options(std::move(backend_options)),
         store(slice_host, options.keep_alive),
         local(options.library, options.cache),
+        giver(local),
         quota(options.quota),
         listener(io_threads, options.endpoint),
         id(random_bytes(16)),
@@ -79,6 +81,8 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   BackendOptions options;
   SliceStore store;
   LocalWeights local;
+  ChunkGiver giver;
+  SilentPeers silent_peers;
   ConnectionQuota quota;
   Reaper reaper;  // after the store: what it destroys returns memory to it
   Reaper prober;  // connects to other backends, one at a time
@@ -247,9 +251,10 @@ StageSeat& Peer::seat_for_load(uint32_t stage) {
   if (const auto found = stages_.find(stage); found != stages_.end()) return *found->second;
   if (stages_.size() >= kMaxStages)
     throw ProtocolError(fmt::format("more than {} stages on one connection", kMaxStages));
-  auto seat = std::make_unique<StageSeat>(stage, channel_,
-                                          SeatContext{service_.host, service_.store, service_.local, service_.reaper,
-                                                      service_.io, service_.peer_options(), service_.inlets});
+  auto seat = std::make_unique<StageSeat>(
+      stage, channel_,
+      SeatContext{service_.host, service_.store, service_.local, service_.reaper, service_.io, service_.peer_options(),
+                  service_.inlets, service_.silent_peers});
   const std::lock_guard lock(mutex_);
   ++n_stages_;
   return *stages_.emplace(stage, std::move(seat)).first->second;
@@ -360,6 +365,10 @@ void Peer::handle(net::Frame frame) {
       return probe(parse_header<pb::Probe>(frame));
     case MessageType::attach:
       return attach(parse_header<pb::Attach>(frame));
+    case MessageType::have_chunks:
+      return service_.giver.have(channel_, parse_header<pb::HaveChunks>(frame));
+    case MessageType::fetch_chunk:
+      return service_.giver.fetch(channel_, parse_header<pb::FetchChunk>(frame));
     case MessageType::unload:
       return unload(parse_header<pb::Unload>(frame).stage());
     case MessageType::error: {
@@ -626,6 +635,7 @@ BackendStatus BackendService::State::status() const {
   for (const device::DeviceInfo& info : host.devices()) status.memory_total.push_back(info.memory_total);
   status.n_resident = store.n_resident();
   status.origins = local.totals();
+  status.given_bytes = giver.given_bytes();
   const std::lock_guard lock(mutex);
   status.n_connections = static_cast<uint32_t>(peers.size());
   status.n_accepted = n_accepted;
@@ -678,6 +688,7 @@ void BackendService::State::stop() {
     std::unique_lock lock(mutex);
     ended.wait(lock, [&] { return n_coroutines == 0; });
   }
+  giver.stop();
   prober.wait_for_earlier({});
   reaper.wait_for_earlier({});
   store.clear();  // this object may live on a little, the host perhaps not

@@ -28,7 +28,8 @@ struct BackendOptions {
   std::chrono::milliseconds heartbeat_timeout{5000};
   std::chrono::milliseconds handshake_timeout{5000};
   QuotaLimits quota;
-  // Where weights are looked for before the server is asked; null: nowhere. They outlive the service.
+  // Where weights are looked for before others are asked, and what these are given; null: nowhere. They outlive the
+  // service.
   weights::ModelLibrary* library = nullptr;
   weights::ChunkCache* cache = nullptr;
   std::string advertise;  // host:port by which other backends reach this one; empty: as servers do
@@ -44,6 +45,7 @@ struct BackendStatus {
   size_t n_resident = 0;                            // sets of weights, used or kept
   std::vector<uint64_t> memory_free, memory_total;  // per device
   WeightOrigins origins;                            // of the weights loaded since the start
+  uint64_t given_bytes = 0;                         // weights given to other backends since the start
   Activity activity;                                // of all stages since the start
   std::vector<StageStatus> stages;
 };

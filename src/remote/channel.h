@@ -55,6 +55,12 @@ class Channel : public std::enable_shared_from_this<Channel> {
   // Blocks until fewer than `bytes` wait to be written; false when the channel is closed. Not on an I/O thread.
   bool wait_for_room(uint64_t bytes);
 
+  // That wait to be written, from any thread.
+  uint64_t queued_bytes() const {
+    const std::lock_guard lock(mutex_);
+    return queued_bytes_;
+  }
+
   uint64_t bytes_received() const { return reader_.bytes_received(); }
 
   static constexpr uint64_t kMaxQueuedBytes = uint64_t{512} << 20;

@@ -304,6 +304,57 @@ stage::LoadRequest decode_load(const pb::LoadSlice& header, std::span<const std:
   return request;
 }
 
+namespace {
+
+// Names are shorter; 16 of these fit a header.
+constexpr size_t kMaxEndpointBytes = 300, kMaxBackendIdBytes = 64;
+
+bool is_usable(std::string_view endpoint, std::string_view backend_id) {
+  return endpoint.size() <= kMaxEndpointBytes && !backend_id.empty() && backend_id.size() <= kMaxBackendIdBytes;
+}
+
+}  // namespace
+
+void encode_peers(pb::LoadSlice& header, std::span<const PeerAddress> peers) {
+  for (const PeerAddress& peer : peers) {
+    if (header.peers_size() == static_cast<int>(kMaxWeightPeers)) return;
+    if (!is_usable(peer.endpoint, peer.backend_id)) continue;
+    pb::PeerAddress& added = *header.add_peers();
+    added.set_endpoint(peer.endpoint);
+    added.set_backend_id(peer.backend_id);
+  }
+}
+
+std::vector<PeerAddress> decode_peers(const pb::LoadSlice& header) {
+  if (header.peers_size() > static_cast<int>(kMaxWeightPeers))
+    throw ProtocolError(
+        fmt::format("LoadSlice: {} other backends, at most {} are accepted", header.peers_size(), kMaxWeightPeers));
+  std::vector<PeerAddress> peers;
+  for (const pb::PeerAddress& peer : header.peers()) {
+    if (!is_usable(peer.endpoint(), peer.backend_id()))
+      throw ProtocolError(fmt::format(
+          "LoadSlice: another backend with an endpoint of {} bytes and an id of {}, expected at most {}, and 1 to {}",
+          peer.endpoint().size(), peer.backend_id().size(), kMaxEndpointBytes, kMaxBackendIdBytes));
+    peers.push_back({peer.endpoint(), peer.backend_id()});
+  }
+  return peers;
+}
+
+std::string encode_bits(const std::vector<bool>& bits) {
+  std::string bytes((bits.size() + 7) / 8, '\0');
+  for (size_t i = 0; i < bits.size(); ++i)
+    if (bits[i]) bytes[i / 8] = static_cast<char>(bytes[i / 8] | (1 << (i % 8)));
+  return bytes;
+}
+
+std::vector<bool> decode_bits(std::string_view bytes, size_t n) {
+  if (bytes.size() != (n + 7) / 8)
+    throw ProtocolError(fmt::format("{} bytes for {} bits, expected {}", bytes.size(), n, (n + 7) / 8));
+  std::vector<bool> bits(n);
+  for (size_t i = 0; i < n; ++i) bits[i] = (static_cast<unsigned char>(bytes[i / 8]) >> (i % 8) & 1) != 0;
+  return bits;
+}
+
 uint64_t output_bytes(const stage::Batch& batch, const OutputShape& shape) {
   if (!shape.outputs) return uint64_t{batch.n_rows()} * shape.n_embd * sizeof(float);
   uint64_t bytes = 0;

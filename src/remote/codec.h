@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/bytes.h"
@@ -33,6 +35,21 @@ EncodedLoad encode_load(const stage::LoadRequest& request, uint32_t stage, uint3
 // Throws ProtocolError or FormatError naming the field. source names the peer in errors about its metadata.
 stage::LoadRequest decode_load(const pb::LoadSlice& header, std::span<const std::byte> payload,
                                const std::string& source);
+
+// Another backend, as a backend finds it.
+struct PeerAddress {
+  std::string endpoint;    // host:port
+  std::string backend_id;  // who must be found there
+  auto operator<=>(const PeerAddress&) const = default;
+};
+// Those that a load may ask for chunks. encode leaves out what decode would refuse. decode throws ProtocolError for
+// more than kMaxWeightPeers, and for one without an id or with an endpoint that is too long.
+void encode_peers(pb::LoadSlice& header, std::span<const PeerAddress> peers);
+std::vector<PeerAddress> decode_peers(const pb::LoadSlice& header);
+
+// Bits, eight a byte, the lowest first. decode throws ProtocolError when there are not as many bytes as n bits take.
+std::string encode_bits(const std::vector<bool>& bits);
+std::vector<bool> decode_bits(std::string_view bytes, size_t n);
 
 // The numbers that size the payload of an output.
 struct OutputShape {

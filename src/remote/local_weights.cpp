@@ -7,6 +7,7 @@ void LocalWeights::count(const WeightOrigins& origins) {
   totals_.models_dir += origins.models_dir;
   totals_.cache += origins.cache;
   totals_.server += origins.server;
+  totals_.peers += origins.peers;
 }
 
 WeightOrigins LocalWeights::totals() const {
@@ -14,8 +15,9 @@ WeightOrigins LocalWeights::totals() const {
   return totals_;
 }
 
-LoadSources::LoadSources(LocalWeights& local, std::shared_ptr<RemoteWeightSource> server)
-    : local_(local), server_(std::move(server)) {
+LoadSources::LoadSources(LocalWeights& local, std::shared_ptr<PeerWeightSource> peers,
+                         std::shared_ptr<RemoteWeightSource> server)
+    : local_(local), peers_(std::move(peers)), server_(std::move(server)) {
   if (local.library() != nullptr) {
     library_ = std::make_unique<weights::LibrarySource>(*local.library());
     list_.push_back(library_.get());
@@ -24,6 +26,7 @@ LoadSources::LoadSources(LocalWeights& local, std::shared_ptr<RemoteWeightSource
     cache_ = std::make_unique<weights::CacheSource>(*local.cache());
     list_.push_back(cache_.get());
   }
+  list_.push_back(peers_.get());
   list_.push_back(server_.get());
 }
 
@@ -34,6 +37,7 @@ WeightOrigins LoadSources::origins() const {
   if (library_) origins.models_dir = library_->delivered_bytes();
   if (cache_) origins.cache = cache_->delivered_bytes();
   origins.server = server_->delivered_bytes();
+  origins.peers = peers_->delivered_bytes();
   return origins;
 }
 

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "remote/peer_weight_source.h"
 #include "remote/remote_weight_source.h"
 #include "weights/chunk_cache.h"
 #include "weights/model_library.h"
@@ -37,11 +38,11 @@ class LocalWeights {
   WeightOrigins totals_;  // under mutex_
 };
 
-// The sources of one load: files here, the cache, the server.
+// The sources of one load: files here, the cache, other backends, the server.
 class LoadSources {
  public:
   // local outlives this.
-  LoadSources(LocalWeights& local, std::shared_ptr<RemoteWeightSource> server);
+  LoadSources(LocalWeights& local, std::shared_ptr<PeerWeightSource> peers, std::shared_ptr<RemoteWeightSource> server);
   // Counts what was delivered.
   ~LoadSources();
   LoadSources(const LoadSources&) = delete;
@@ -54,6 +55,7 @@ class LoadSources {
   LocalWeights& local_;
   std::unique_ptr<weights::LibrarySource> library_;
   std::unique_ptr<weights::CacheSource> cache_;
+  const std::shared_ptr<PeerWeightSource> peers_;     // shared with who may end the load
   const std::shared_ptr<RemoteWeightSource> server_;  // shared with the channel's executor
   std::vector<weights::WeightSource*> list_;
 };

@@ -21,7 +21,7 @@ constexpr std::array kMessages{
     MessageInfo{MessageType::heartbeat_ack, "HeartbeatAck", Sender::both, kSmall, 0},
     MessageInfo{MessageType::reserve, "Reserve", Sender::server, kSmall, 0},
     MessageInfo{MessageType::lease, "Lease", Sender::backend, kSmall, 0},
-    MessageInfo{MessageType::load_slice, "LoadSlice", Sender::server, kSmall, kMaxMetadataBytes + kMaxManifestBytes},
+    MessageInfo{MessageType::load_slice, "LoadSlice", Sender::server, 16 << 10, kMaxMetadataBytes + kMaxManifestBytes},
     MessageInfo{MessageType::load_progress, "LoadProgress", Sender::backend, kSmall, 0},
     MessageInfo{MessageType::want_chunks, "WantChunks", Sender::backend, 64 << 10, 0},
     MessageInfo{MessageType::chunk, "Chunk", Sender::server, kSmall, weights::kChunkBytes},
@@ -38,6 +38,10 @@ constexpr std::array kMessages{
     MessageInfo{MessageType::probe_result, "ProbeResult", Sender::backend, kSmall, 0},
     MessageInfo{MessageType::attach, "Attach", Sender::peer, kSmall, 0},
     MessageInfo{MessageType::attached, "Attached", Sender::backend, kSmall, 0},
+    MessageInfo{MessageType::have_chunks, "HaveChunks", Sender::peer, 64 << 10, 0},
+    MessageInfo{MessageType::have_chunks_result, "HaveChunksResult", Sender::backend, kSmall, 0},
+    MessageInfo{MessageType::fetch_chunk, "FetchChunk", Sender::peer, kSmall, 0},
+    MessageInfo{MessageType::fetched_chunk, "FetchedChunk", Sender::backend, kSmall, weights::kChunkBytes},
 };
 
 }  // namespace

@@ -11,7 +11,8 @@ namespace caravan::remote {
 
 // Peers with another major version are refused; a minor version only adds what the other side may ignore.
 inline constexpr uint32_t kProtocolMajor = 2;
-inline constexpr uint32_t kProtocolMinor = 0;
+inline constexpr uint32_t kProtocolMinor = 1;
+inline constexpr uint32_t kMinorWithSharedWeights = 1;  // LoadSlice names other backends; they give chunks
 
 enum class MessageType : uint16_t {
   hello = 1,
@@ -38,6 +39,10 @@ enum class MessageType : uint16_t {
   probe_result = 22,
   attach = 23,
   attached = 24,
+  have_chunks = 29,
+  have_chunks_result = 30,
+  fetch_chunk = 31,
+  fetched_chunk = 32,
 };
 
 // Who may send a message: to a backend the side that connected (a server, or another backend as a peer), or the backend
@@ -65,6 +70,8 @@ inline constexpr net::FrameLimits kHelloAckLimits{64 << 10, 0};
 inline constexpr uint32_t kMaxStages = 64;           // per connection
 inline constexpr uint32_t kMaxTickets = 1024;        // in flight per connection
 inline constexpr uint32_t kMaxChunksPerWant = 1024;  // digests in one message
+inline constexpr uint32_t kMaxWeightPeers = 16;      // other backends that a load may ask
+inline constexpr uint32_t kMaxChunkRequests = 32;    // of a peer that wait for their answer
 inline constexpr uint64_t kMaxMetadataBytes = 1 << 20;
 inline constexpr uint64_t kMaxManifestBytes = 64 << 20;
 inline constexpr uint64_t kMaxForwardBytes = uint64_t{1} << 30;
@@ -89,7 +96,7 @@ Message parse_header(const net::Frame& frame) {
 inline bool is_compatible(uint32_t major) { return major == kProtocolMajor; }
 // A peer's text in a log line: at most max_bytes of it, others than printable ASCII as '?'.
 std::string printable(std::string_view text, size_t max_bytes = 64);
-// "protocol 2.0 (caravan 0.1.0)": for refusals and logs.
+// "protocol 2.1 (caravan 0.1.0)": for refusals and logs.
 std::string describe_version(uint32_t major, uint32_t minor, std::string_view software);
 
 }  // namespace caravan::remote

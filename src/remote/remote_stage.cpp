@@ -306,6 +306,7 @@ void RemoteStage::load(const stage::LoadRequest& request, std::span<weights::Wei
   const ConversationEnd<State> end{*state_};
   const ChunkServer chunks(request.manifest, sources);
   EncodedLoad encoded = encode_load(request, stage_, static_cast<uint32_t>(device_));
+  if (link_->info().protocol_minor >= kMinorWithSharedWeights) encode_peers(encoded.header, others_);
   link_->channel().send(MessageType::load_slice, encoded.header, std::move(encoded.payload));
   while (true) {
     const net::Frame frame = state_->next_frame();
@@ -322,7 +323,7 @@ void RemoteStage::load(const stage::LoadRequest& request, std::span<weights::Wei
         state_->shape = {loaded.n_embd(), loaded.n_vocab(), request.slice.outputs};
         state_->held = {loaded.weights(), loaded.kv_cache(), loaded.scratch()};
         state_->pulled_bytes = loaded.pulled_bytes();
-        state_->origins = {loaded.from_models_dir(), loaded.from_cache(), loaded.pulled_bytes()};
+        state_->origins = {loaded.from_models_dir(), loaded.from_cache(), loaded.pulled_bytes(), loaded.from_peers()};
         state_->is_loaded = true;
         return;
       }

@@ -23,6 +23,9 @@ class RemoteStage : public stage::DirectStage {
   void reserve(const stage::MemoryNeed& need, const Digest& key);
   void reserve(const stage::LoadRequest& request, const stage::MemoryNeed& need) override;
 
+  // Other backends that the next load() may ask for chunks, where the backend knows how to.
+  void ask_others(std::vector<PeerAddress> others) { others_ = std::move(others); }
+
   // The manifest must have hashes: the backend asks for chunks by them, and they are read from sources on the calling
   // thread.
   void load(const stage::LoadRequest& request, std::span<weights::WeightSource* const> sources,
@@ -49,6 +52,7 @@ class RemoteStage : public stage::DirectStage {
   const size_t device_;
   const std::shared_ptr<State> state_;  // shared with the link, which may be delivering to it
   const uint32_t stage_;
+  std::vector<PeerAddress> others_;  // used by who loads
 };
 
 }  // namespace caravan::remote

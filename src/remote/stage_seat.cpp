@@ -17,6 +17,8 @@ namespace {
 constexpr uint64_t kMaxInFlightBytes = uint64_t{512} << 20;
 // How often a server hears of the progress of a load.
 constexpr auto kProgressInterval = std::chrono::milliseconds(100);
+// A load does not wait longer for another backend to be reached: the server has everything.
+constexpr auto kPeerTimeout = std::chrono::milliseconds(1000);
 
 pb::Error::Code code_of(const std::exception& error) {
   if (dynamic_cast<const ResourceError*>(&error) != nullptr) return pb::Error::RESOURCE;
@@ -49,12 +51,15 @@ StageSeat::~StageSeat() {
 
 void StageSeat::cancel(const std::string& reason) {
   std::shared_ptr<RemoteWeightSource> source;
+  std::shared_ptr<PeerWeightSource> others;
   {
     const std::lock_guard lock(mutex_);
     if (cancelled_.empty()) cancelled_ = reason;
     source = source_;
+    others = others_;
   }
   if (source) source->end(reason);
+  if (others) others->end(reason);
   close_routes(reason);
   thread_.request_stop();
 }
@@ -127,6 +132,7 @@ void StageSeat::reserve(const pb::Reserve& message) {
 
 void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> payload) {
   auto request = std::make_shared<stage::LoadRequest>(decode_load(header, payload, channel_->peer()));
+  std::vector<PeerAddress> peers = decode_peers(header);
   {
     const std::lock_guard lock(mutex_);
     shape_.reset();  // nothing is forwarded to a stage that is about to go
@@ -134,7 +140,7 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
     in_flight_bytes_ = 0;
     is_open_ = false;
   }
-  post([this, request, device = header.device()] {
+  post([this, request, peers = std::move(peers), device = header.device()] {
     const std::stop_token stop = thread_.get_stop_token();
     // What this or another connection has given up must be free before more is asked for.
     stage_.reset();
@@ -145,10 +151,14 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
                                     std::exchange(lease_, {}));
 
     const auto source = std::make_shared<RemoteWeightSource>(channel_, id_);
+    PeerOptions peer_options = context_.peers;
+    peer_options.timeout = kPeerTimeout;
+    const auto others = std::make_shared<PeerWeightSource>(context_.io, peers, peer_options, context_.silent_peers);
     {
       const std::lock_guard lock(mutex_);
       if (!cancelled_.empty()) return;
       source_ = source;
+      others_ = others;
     }
     std::unique_ptr<Progress> progress;
     auto last_sent = std::chrono::steady_clock::now();
@@ -171,13 +181,14 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
     ReadyStage ready;
     WeightOrigins origins;
     try {
-      const LoadSources sources(context_.local, source);
+      const LoadSources sources(context_.local, others, source);
       loaded = context_.store.load(lease_, *request, sources.list(), on_progress, stop);
       origins = sources.origins();
       ready = context_.host.make_stage(device, *request, loaded.weights);
     } catch (...) {
       const std::lock_guard lock(mutex_);
       source_.reset();
+      others_.reset();
       lease_ = {};
       throw;
     }
@@ -186,6 +197,7 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
     {
       const std::lock_guard lock(mutex_);
       source_.reset();
+      others_.reset();
       shape_ = Shape{ready.limits, ready.n_embd, request->slice};
       held_ = need;
     }
@@ -195,10 +207,11 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
                    describe(*request), format_bytes(need.weights), format_bytes(lease_.bytes()));
     else
       spdlog::info(
-          "{}: {} loaded in {:.2f} s: {} of weights from models-dir, {} from the cache, {} from the server; {} of KV "
-          "cache and scratch",
+          "{}: {} loaded in {:.2f} s: {} of weights from models-dir, {} from the cache, {} from other backends, {} "
+          "from "
+          "the server; {} of KV cache and scratch",
           channel_->peer(), describe(*request), seconds, format_bytes(origins.models_dir), format_bytes(origins.cache),
-          format_bytes(origins.server), format_bytes(lease_.bytes()));
+          format_bytes(origins.peers), format_bytes(origins.server), format_bytes(lease_.bytes()));
     pb::Loaded reply;
     reply.set_stage(id_);
     reply.set_weights(need.weights);
@@ -210,6 +223,7 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
     reply.set_shared(loaded.shared);
     reply.set_from_models_dir(origins.models_dir);
     reply.set_from_cache(origins.cache);
+    reply.set_from_peers(origins.peers);
     channel_->send(MessageType::loaded, reply);
   });
 }

@@ -34,6 +34,7 @@ struct SeatContext {
   net::IoThreads& io;  // for connections to other backends
   PeerOptions peers;
   InletTable& inlets;
+  SilentPeers& silent_peers;
 };
 
 // Handlers are called on the channel's executor and return at once; what blocks (loading, opening a session while a
@@ -112,6 +113,7 @@ class StageSeat : private stage::OutputSink, private Inlet::Receiver {
   Activity activity_;                           // under mutex_
   stage::MemoryNeed held_;                      // under mutex_; of the loaded slice
   std::shared_ptr<RemoteWeightSource> source_;  // under mutex_; while loading
+  std::shared_ptr<PeerWeightSource> others_;    // under mutex_; while loading
   std::string cancelled_;                       // under mutex_
   std::condition_variable_any jobs_changed_;
   std::deque<std::function<void()>> jobs_;  // under mutex_

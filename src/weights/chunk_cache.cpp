@@ -136,10 +136,34 @@ bool ChunkCache::read(const Digest& digest, std::span<std::byte> out) {
     spdlog::debug("cache: {}", error.what());  // evicted by another process since it was looked for
     return false;
   }
+  note_read(digest, out.size());
+  return true;
+}
+
+std::optional<std::vector<std::byte>> ChunkCache::read(const Digest& digest) {
+  const fs::path path = path_of(digest);
+  std::vector<std::byte> bytes;
+  try {
+    const InputFile file(path);
+    if (file.size() > kChunkBytes) {
+      spdlog::warn("cache: '{}' has {} bytes, a chunk has at most {}", path.string(), file.size(), kChunkBytes);
+      discard(digest);
+      return std::nullopt;
+    }
+    bytes.resize(static_cast<size_t>(file.size()));
+    file.read_at(0, bytes);
+  } catch (const Error& error) {
+    spdlog::debug("cache: {}", error.what());  // not there
+    return std::nullopt;
+  }
+  note_read(digest, bytes.size());
+  return bytes;
+}
+
+void ChunkCache::note_read(const Digest& digest, uint64_t bytes) {
   use(digest);
   const std::lock_guard lock(mutex_);
-  status_.read_bytes += out.size();
-  return true;
+  status_.read_bytes += bytes;
 }
 
 void ChunkCache::discard(const Digest& digest) {

@@ -15,6 +15,7 @@
 #include <deque>
 #include <filesystem>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <thread>
 #include <vector>
@@ -51,6 +52,8 @@ class ChunkCache {
   // Fills out with the chunk; false when it is not there, or has another size. The bytes are not verified. Counts as a
   // use of the chunk.
   bool read(const Digest& digest, std::span<std::byte> out);
+  // The same for a chunk of unknown size; nullopt when it is not there.
+  std::optional<std::vector<std::byte>> read(const Digest& digest);
   // Deletes a chunk whose bytes turned out to be wrong.
   void discard(const Digest& digest);
   // Queues a chunk to be written; waits while several are queued, so that memory stays bounded. Chunks that were used
@@ -69,6 +72,7 @@ class ChunkCache {
     Clock::time_point keep_since;
   };
 
+  void note_read(const Digest& digest, uint64_t bytes);
   std::filesystem::path path_of(const Digest& digest) const;
   void work(std::stop_token stop);
   void store(const Job& job);

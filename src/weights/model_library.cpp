@@ -190,6 +190,11 @@ bool ModelLibrary::may_have(const ChunkRef& chunk) const {
   return !candidates(chunk).empty();
 }
 
+bool ModelLibrary::contains(const Digest& digest) const {
+  const std::lock_guard lock(mutex_);
+  return by_digest_.contains(digest);
+}
+
 bool ModelLibrary::read_place(const Place& place, std::span<std::byte> out) const {
   if (place.size_bytes() != out.size()) return false;
   try {

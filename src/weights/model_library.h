@@ -40,6 +40,8 @@ class ModelLibrary {
 
   // Whether a file holds the chunk, or may hold it.
   bool may_have(const ChunkRef& chunk) const;
+  // Whether the chunk of this hash is known to be in a file.
+  bool contains(const Digest& digest) const;
   // Fills out with the chunk; false when no file holds it. The bytes come from where their hash was seen, unverified.
   bool read(const ChunkRef& chunk, std::span<std::byte> out);
   // The same for a hash alone: only where it is known already. nullopt: not known; else the chunk.

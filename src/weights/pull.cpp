@@ -10,6 +10,7 @@
 #include <exception>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <set>
 #include <thread>
 #include <vector>
@@ -27,7 +28,7 @@ class Puller {
  public:
   Puller(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources)
       : chunks_(chunks), sources_(sources), lanes_(sources.size()), used_(chunks.size()) {
-    for (size_t i = 0; i < chunks.size(); ++i) pass_on(i, 0, "");
+    assign();
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
       std::vector<ChunkRef> mine;
       for (const size_t i : lanes_[lane].queue) mine.push_back(chunks[i]);
@@ -59,6 +60,23 @@ class Puller {
     size_t lane;
     std::vector<std::byte> bytes;
   };
+
+  // Puts every chunk into the queue of the first lane whose source may have it.
+  void assign() {
+    std::vector<size_t> left(chunks_.size());
+    std::iota(left.begin(), left.end(), size_t{0});
+    for (size_t lane = 0; lane < lanes_.size(); ++lane) {
+      std::vector<ChunkRef> wanted;
+      for (const size_t i : left) wanted.push_back(chunks_[i]);
+      sources_[lane]->look_for(wanted);
+      std::erase_if(left, [&](size_t i) {
+        const bool takes = sources_[lane]->may_have(chunks_[i]);
+        if (takes) lanes_[lane].queue.insert(i);
+        return takes;
+      });
+    }
+    if (!left.empty()) pass_on(left.front(), lanes_.size(), "");
+  }
 
   bool finished() const { return failure_ != nullptr || n_used_ == chunks_.size(); }
 

@@ -38,6 +38,9 @@ class WeightSource {
 
   // For logs and metrics: "server", "cache".
   virtual std::string_view name() const { return "source"; }
+  // Once, before everything else: the chunks that no source before this one may have. A source that has to ask somebody
+  // what it has asks now; it may block.
+  virtual void look_for(std::span<const ChunkRef>) {}
   // False: asking for this chunk is of no use. Cheap, and no promise.
   virtual bool may_have(const ChunkRef&) { return true; }
   // Threads that may call fetch() at the same time.

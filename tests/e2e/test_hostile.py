@@ -88,6 +88,8 @@ ATTACKS = {
     "metadata longer than the payload": frame(LOAD_SLICE, message(f1=1, f3=SLICE, f5=1 << 31, f6=1 << 63), bytes(64)),
     "a second hello": frame(HELLO, message(f1=PROTOCOL_MAJOR)),
     "another magic": b"NVRC" + bytes(60),
+    "a question for chunks from a server": frame(29, message(f1=1, f2=bytes(32))),
+    "a chunk that a backend gives": frame(32, message(f1=1), payload_bytes=1 << 20),
     "noise": os.urandom(4096),
 }
 

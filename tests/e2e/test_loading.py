@@ -7,10 +7,10 @@ import shutil
 import tempfile
 import unittest
 
-from harness import DEMO_MODEL, Backend, ClusterTest, Server, clean_environment, run
+from harness import DEMO_MODEL, Backend, ClusterTest, Server, clean_environment, free_port, run
 
 PROMPT = "Once upon a time there was a fox named Lily."
-LOADED = r"loaded in [\d.]+ s: (.+) of weights from models-dir, (.+) from the cache, (.+) from the server"
+LOADED = r"loaded in [\d.]+ s: (.+) of weights from models-dir, (.+) from the cache, (.+) from other backends, (.+) from the server"
 
 
 class Loading(ClusterTest):
@@ -25,13 +25,13 @@ class Loading(ClusterTest):
         """Starts a backend and a server that fills it. Returns what came from models-dir, cache and server, and an answer."""
         backend = self.start(Backend, extra=backend_options)
         server = self.start(Server, [backend], model=model)
-        sources = backend.wait_for(LOADED).groups()
+        models, cached, _, pulled = backend.wait_for(LOADED).groups()
         answer = server.complete(PROMPT)["content"]
         self.log = backend.log
         if stops:
             self.assertEqual(server.stop(), 0)
             self.assertEqual(backend.stop(), 0)
-        return sources, answer
+        return (models, cached, pulled), answer
 
     def chunks(self, folder):
         return [p for p in (folder / "chunks").rglob("*") if p.is_file()]
@@ -115,6 +115,51 @@ class Loading(ClusterTest):
         server = self.start(Server, [backend], model=model)
         server.wait_for("the hashes that were remembered of .* are computed again")
         self.assertTrue(server.complete(PROMPT)["content"])
+
+    def test_a_new_backend_gets_its_part_from_those_that_had_it(self):
+        first, second = (self.start(Backend, extra=("--cache-dir", self.folder / name)) for name in ("first", "second"))
+        server = self.start(Server, [first, second])
+        answer = server.complete(PROMPT)["content"]
+        before = [self.chunks(self.folder / name) for name in ("first", "second")]
+        self.assertTrue(all(before))
+        self.assertEqual(server.stop(), 0)
+        # It takes the place of the first, which is still there but gets no layers.
+        third = self.start(Backend)
+        server = self.start(Server, [third, second, first], extra=("-ts", "1,1,0"))
+        models, cached, given, pulled = third.wait_for(LOADED).groups()
+        self.assertEqual((models, cached, pulled), ("0 B", "0 B", "0 B"))
+        self.assertNotEqual(given, "0 B")
+        self.assertEqual(server.complete(PROMPT)["content"], answer)
+        self.assertRegex(server.get("/metrics")[1], r'llamacpp:stage_weights_bytes\{stage="0",[^}]*source="peer"\} [1-9]\d{5}')
+        self.assertRegex(server.get("/metrics")[1], r'llamacpp:stage_weights_bytes\{stage="0",[^}]*source="server"\} 0')
+
+    def test_a_backend_that_comes_late_gets_its_part_from_the_others(self):
+        first = self.start(Backend, extra=("--cache-dir", self.folder / "first"))
+        name = f"127.0.0.1:{free_port()}"
+        server = self.start(Server, [first, name], extra=("--rpc-wait", 1))
+        answer = server.complete(PROMPT)["content"]
+        second = self.start(Backend, port=int(name.split(":")[1]), extra=("--cache-dir", self.folder / "second"))
+        models, cached, given, pulled = second.wait_for(LOADED).groups()
+        self.assertEqual((models, cached, pulled), ("0 B", "0 B", "0 B"))
+        self.assertNotEqual(given, "0 B")
+        self.assertEqual(server.complete(PROMPT)["content"], answer)
+        self.assertEqual(server.stop(), 0)
+        self.assertTrue(self.chunks(self.folder / "second"), "what came from another backend is kept, too")
+
+    def test_damaged_chunks_of_another_backend_are_never_used(self):
+        first = self.start(Backend, extra=("--cache-dir", self.folder / "first"))
+        server = self.start(Server, [first])
+        answer = server.complete(PROMPT)["content"]
+        self.assertEqual(server.stop(), 0)
+        largest = max(self.chunks(self.folder / "first"), key=lambda p: p.stat().st_size)
+        data = largest.read_bytes()
+        largest.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        second = self.start(Backend)
+        server = self.start(Server, [second, first], extra=("-ts", "1,0"))
+        _, _, given, pulled = second.wait_for(LOADED).groups()
+        self.assertNotIn("0 B", (given, pulled))
+        self.assertIn("from other backends: expected SHA-256", second.log)
+        self.assertEqual(server.complete(PROMPT)["content"], answer)
 
     def test_bad_options_are_refused(self):
         for options, pattern in ((("--cache-dir", "/proc/nowhere"), "cache folder"), (("--models-dir", "/nowhere"), "/nowhere"),

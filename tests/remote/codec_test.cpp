@@ -1,6 +1,7 @@
 // Payloads of the wire: round trips, truncation at every byte, flipped bits, counts that lie.
 #include "remote/codec.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <random>
@@ -173,6 +174,41 @@ TEST(LoadCodec, RefusesTruncatedPayloadsAndAbsurdConfigurations) {
   refuses([](pb::LoadSlice& h) {
     for (int i = 0; i < 100; ++i) h.mutable_cache()->add_n_blocks(1);
   });
+}
+
+TEST(LoadCodec, NamesOtherBackendsAndRefusesThoseThatCannotBeMeant) {
+  std::vector<PeerAddress> peers;
+  for (uint32_t i = 0; i < kMaxWeightPeers + 4; ++i) peers.push_back({fmt::format("10.0.0.{}:50052", i), "an id"});
+  peers[1].backend_id.clear();
+  peers[2].endpoint.assign(10000, 'x');
+  pb::LoadSlice header;
+  encode_peers(header, peers);
+  const std::vector<PeerAddress> decoded = decode_peers(header);
+  ASSERT_EQ(decoded.size(), kMaxWeightPeers);
+  EXPECT_EQ(decoded[0], peers[0]);
+  EXPECT_EQ(decoded[1], peers[3]);
+  EXPECT_LE(header.ByteSizeLong(), find_message(static_cast<uint16_t>(MessageType::load_slice))->max_header_bytes);
+  const auto refuses = [&](auto change) {
+    pb::LoadSlice changed = header;
+    change(changed);
+    EXPECT_THROW(decode_peers(changed), ProtocolError);
+  };
+  refuses([](pb::LoadSlice& h) { h.add_peers()->set_backend_id("one too many"); });
+  refuses([](pb::LoadSlice& h) { h.mutable_peers(0)->clear_backend_id(); });
+  refuses([](pb::LoadSlice& h) { h.mutable_peers(0)->set_backend_id(std::string(65, 'x')); });
+  refuses([](pb::LoadSlice& h) { h.mutable_peers(0)->set_endpoint(std::string(301, 'x')); });
+}
+
+TEST(BitCodec, SurvivesARoundTripAndRefusesAnotherNumberOfBytes) {
+  for (size_t n = 0; n <= 17; ++n) {
+    std::vector<bool> bits(n);
+    for (size_t i = 0; i < n; ++i) bits[i] = i % 3 == 0;
+    const std::string bytes = encode_bits(bits);
+    EXPECT_EQ(decode_bits(bytes, n), bits);
+    EXPECT_THROW(decode_bits(bytes + "x", n), ProtocolError);
+    EXPECT_THROW(decode_bits(bytes, n + 8), ProtocolError);
+  }
+  EXPECT_EQ(encode_bits({true, false, false, true}), "\x09");
 }
 
 TEST(OutputCodec, SurvivesARoundTripOfEveryKind) {

@@ -159,6 +159,21 @@ TEST(ChunkCache, IsSharedByProcessesThatWriteAndEvictAtTheSameTime) {
     EXPECT_EQ(sha256(read_file(file)).hex(), file.filename().string());
 }
 
+TEST(ChunkCache, GivesAChunkOfUnknownSizeThatIsNoLongerThanAnyMayBe) {
+  const TemporaryDirectory folder;
+  ChunkCache cache(folder.path(), 100 * kMiB);
+  const auto bytes = bytes_of(1000, 1);
+  const Digest digest = sha256(bytes), absent{};
+  cache.write(digest, bytes, ChunkCache::Clock::now());
+  cache.flush();
+  EXPECT_EQ(cache.read(digest), bytes);
+  EXPECT_EQ(cache.status().read_bytes, 1000u);
+  EXPECT_EQ(cache.read(absent), std::nullopt);
+  fs::resize_file(folder.path() / "chunks" / digest.hex().substr(0, 2) / digest.hex(), kChunkBytes + 1);
+  EXPECT_EQ(cache.read(digest), std::nullopt);
+  EXPECT_FALSE(cache.contains(digest));
+}
+
 TEST(ChunkCache, GoesOnWhereNothingCanBeWritten) {
   const TemporaryDirectory folder;
   ChunkCache cache(folder.path(), 100 * kMiB);

@@ -49,6 +49,9 @@ class PartialSource : public WeightSource {
  public:
   PartialSource(const MemoryTensors& tensors, std::set<size_t> held) : tensors_(tensors), held_(std::move(held)) {}
   bool may_have(const ChunkRef& chunk) override { return claims_all || held_.contains(number(chunk)); }
+  void look_for(std::span<const ChunkRef> chunks) override {
+    for (const ChunkRef& chunk : chunks) looked_for.push_back(number(chunk));
+  }
   int n_fetchers() const override { return fetchers; }
   void announce(std::span<const ChunkRef> chunks) override {
     for (const ChunkRef& chunk : chunks) announced.push_back(number(chunk));
@@ -73,7 +76,7 @@ class PartialSource : public WeightSource {
   }
 
   std::set<size_t> wrong;
-  std::vector<size_t> announced;
+  std::vector<size_t> looked_for, announced;
   bool claims_all = false;
   int fetchers = 1;
   size_t breaks_at = ~size_t{0};

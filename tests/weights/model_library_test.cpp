@@ -57,6 +57,8 @@ TEST(ModelLibrary, HashesInTheBackgroundOnceForAllStarts) {
     ModelLibrary library(f.models, f.memory());
     library.wait_until_hashed();
     EXPECT_EQ(library.status().hashed_bytes, f.manifest.size_bytes());
+    EXPECT_TRUE(library.contains(f.manifest.tensors[0].chunks[0]));
+    EXPECT_FALSE(library.contains(Digest{}));
   }
   ModelLibrary library(f.models, f.memory());
   EXPECT_EQ(library.status().hashed_bytes, f.manifest.size_bytes());

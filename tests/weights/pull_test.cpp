@@ -40,6 +40,9 @@ TEST(Pull, TakesEachChunkFromTheFirstSourceThatMayHaveIt) {
   PartialSource first(tensors, {0, 3, 7}), second(tensors, {3, 4, 5}), last(tensors, numbers(0, kChunks));
   second.fetchers = 2;
   pull_and_check(tensors, {&first, &second, &last});
+  EXPECT_EQ(first.looked_for.size(), kChunks);
+  EXPECT_EQ(second.looked_for, (std::vector<size_t>{1, 2, 4, 5, 6, 8}));
+  EXPECT_EQ(last.looked_for, (std::vector<size_t>{1, 2, 6, 8}));
   EXPECT_EQ(first.announced, (std::vector<size_t>{0, 3, 7}));
   EXPECT_EQ(second.announced, (std::vector<size_t>{4, 5}));
   EXPECT_EQ(last.announced, (std::vector<size_t>{1, 2, 6, 8}));
