@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "remote/activity.h"
 #include "stage/stage.h"
 
 namespace caravan::cluster {
@@ -27,6 +28,8 @@ class Backend {
   virtual uint64_t memory_free() const = 0;
   virtual std::string numeric_class() const = 0;
   virtual std::unique_ptr<stage::Stage> make_stage() = 0;
+  // What crossed the connection, and the round trips of heartbeats.
+  virtual remote::LinkTraffic traffic() const { return {}; }
   // Where other backends find this one (without stage and key); nullopt: nothing can come to it but from us.
   virtual std::optional<stage::PeerRoute> peer_address() const { return std::nullopt; }
   // Has this backend connect to another one, and waits: the round-trip time between the two. Throws Error saying why

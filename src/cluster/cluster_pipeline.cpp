@@ -30,6 +30,8 @@ constexpr auto kLongestAvoidance = std::chrono::seconds(120);
 constexpr uint32_t kRefusalsAtOnce = 3;
 constexpr uint32_t kRefusalsAtStart = 20;
 constexpr int kOverdueFactor = 10;
+// A backend says what its stages have, as with any heartbeat.
+constexpr auto kQueueTimeout = std::chrono::milliseconds(500);
 
 uint64_t random_session() {
   std::random_device device;
@@ -192,7 +194,11 @@ void ClusterPipeline::wait_for_backends(Clock::time_point deadline) {
   MembershipOptions membership;
   membership.names = options_.backends;
   membership.retry_interval = options_.retry_interval;
-  membership_ = std::make_unique<Membership>(*connector_, membership, [watch = watch_] { watch->signal(); });
+  auto members = std::make_unique<Membership>(*connector_, membership, [watch = watch_] { watch->signal(); });
+  {
+    const std::lock_guard lock(plan_mutex_);
+    membership_ = std::move(members);
+  }
   while (!stopping() && !membership_->complete()) {
     // One that refuses us for good is a mistake that waiting would hide.
     if (const std::exception_ptr refusal = membership_->refusal()) std::rethrow_exception(refusal);
@@ -631,6 +637,29 @@ std::optional<engine::PipelineEvent> ClusterPipeline::poll(std::chrono::millisec
   return event;
 }
 
+engine::PipelineStatus ClusterPipeline::status() const {
+  engine::PipelineStatus status;
+  const std::lock_guard lock(plan_mutex_);
+  for (const Membership::Member& member : membership_ ? membership_->members() : std::vector<Membership::Member>()) {
+    const remote::LinkTraffic traffic = member.backend->traffic();
+    status.machines.push_back({member.name, std::chrono::duration<double>(traffic.rtt).count(),
+                               std::chrono::duration<double>(traffic.mean_rtt).count(), traffic.received_bytes,
+                               traffic.sent_bytes});
+  }
+  if (!active_) return status;
+  status.epoch = active_->epoch;
+  status.queues.resize(active_->parts.size());
+  {
+    const std::lock_guard in_flight_lock(active_->mutex);
+    for (const auto& [ticket, flight] : active_->in_flight) ++status.queues.at(flight.stage);
+  }
+  // Backends know better where a batch is that goes from one to the next by itself.
+  for (size_t i = 0; i < active_->parts.size(); ++i)
+    if (const auto* remote = dynamic_cast<const remote::RemoteStage*>(active_->parts[i].stage.get()))
+      status.queues[i] = remote->queue().n_tickets;
+  return status;
+}
+
 void ClusterPipeline::wake() {
   const std::lock_guard lock(events_mutex_);
   woken_ = true;
@@ -718,18 +747,37 @@ std::optional<std::string> ClusterPipeline::overdue() {
     }
   }
   if (!stuck) return std::nullopt;
-  ActivePlan::Part& part = active_->parts[*stuck];
-  if (part.hands_on) {  // we do not see where it hangs: the next plan shows
-    relay_until_ = Clock::now() + kLongestAvoidance;
-    return fmt::format(
-        "{} and the stages after it have not answered a batch for far longer than it ever took; "
-        "activations go through this server for a while",
-        part.device);
+  if (active_->parts[*stuck].hands_on) {
+    const std::optional<size_t> hanging = hanging_stage(*stuck);
+    if (!hanging) {  // it is lost on the way between two: the next plan shows
+      relay_until_ = Clock::now() + kLongestAvoidance;
+      return fmt::format(
+          "{} and the stages after it have not answered a batch for far longer than it ever took; "
+          "activations go through this server for a while",
+          active_->parts[*stuck].device);
+    }
+    stuck = hanging;
   }
+  ActivePlan::Part& part = active_->parts[*stuck];
   std::string reason = fmt::format("{} has not answered a batch for far longer than it ever took", part.device);
   avoid(part.device);
   if (part.member.backend) membership_->drop(part.member, reason);
   return reason;
+}
+
+// Of a row of stages that hand on, of whose batches one is overdue: the one that has had a batch for the longest, and
+// for so long that it must be the cause. nullopt: none has.
+std::optional<size_t> ClusterPipeline::hanging_stage(size_t first) const {
+  std::optional<size_t> hanging;
+  std::chrono::milliseconds longest = options_.ticket_patience / 2;
+  for (size_t i = first; i <= active_->end_of_row(first); ++i) {
+    const auto* remote = dynamic_cast<const remote::RemoteStage*>(active_->parts[i].stage.get());
+    const auto queue = remote != nullptr ? remote->ask_queue(kQueueTimeout) : std::nullopt;
+    if (!queue || queue->n_tickets == 0 || queue->oldest_age < longest) continue;
+    longest = queue->oldest_age;
+    hanging = i;
+  }
+  return hanging;
 }
 
 // A failed device is not chosen for a while when there are others.

@@ -65,6 +65,7 @@ class ClusterPipeline : public engine::Pipeline {
   std::optional<engine::PipelineEvent> poll(std::chrono::milliseconds timeout) override;
   void wake() override;
   bool plan_is_loading() const override { return plan_is_loading_; }
+  engine::PipelineStatus status() const override;
 
   const models::Hyperparameters& hyperparameters() const { return hp_; }
   // Tokens of a lost plan that came late and were dropped.
@@ -118,6 +119,7 @@ class ClusterPipeline : public engine::Pipeline {
   void retire_broken_plan();
   void retire(const std::string& reason);
   std::optional<std::string> overdue();
+  std::optional<size_t> hanging_stage(size_t first) const;
   void begin_loading(Candidate candidate);
   void finish_loading();
   void loading_failed(Loading& loading);
@@ -160,7 +162,7 @@ class ClusterPipeline : public engine::Pipeline {
   std::optional<std::chrono::steady_clock::time_point> lost_since_;
   std::chrono::steady_clock::time_point next_attempt_, next_log_;
 
-  std::mutex plan_mutex_;
+  mutable std::mutex plan_mutex_;
   std::unique_ptr<ActivePlan> active_;  // changed by the watching thread, under plan_mutex_
   std::atomic<uint64_t> next_ticket_{1};
   uint64_t polled_epoch_ = 0;  // of the plan that poll() told of last; only the polling thread uses it
@@ -172,7 +174,7 @@ class ClusterPipeline : public engine::Pipeline {
   bool woken_ = false;                        // under events_mutex_
 
   const std::shared_ptr<Watch> watch_ = std::make_shared<Watch>();  // shared with callbacks that may come late
-  std::unique_ptr<Membership> membership_;                          // null: there are no backends
+  std::unique_ptr<Membership> membership_;  // null: there are no backends; set under plan_mutex_
   std::atomic<bool> stopping_{false}, plan_is_loading_{false};
   std::thread watcher_;
 };

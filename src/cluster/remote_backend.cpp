@@ -29,6 +29,7 @@ class RemoteBackend : public Backend {
   uint64_t memory_free() const override { return link_->refresh_memory_free(kMemoryTimeout).at(kDevice); }
   std::string numeric_class() const override { return link_->info().devices.at(kDevice).numeric_class; }
   std::unique_ptr<stage::Stage> make_stage() override { return std::make_unique<remote::RemoteStage>(link_, kDevice); }
+  remote::LinkTraffic traffic() const override { return link_->traffic(); }
   std::optional<stage::PeerRoute> peer_address() const override {
     return stage::PeerRoute{link_->info().advertised, link_->info().id, 0, ""};
   }

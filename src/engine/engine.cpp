@@ -78,6 +78,7 @@ class Engine::Impl {
   std::shared_ptr<TokenStream> submit(GenerateParams params);
   std::shared_ptr<TokenStream> embed(EmbedParams params);
   EngineStatus status() const;
+  PipelineStatus pipeline_status() const { return pipeline_.status(); }
   std::vector<SlotStatus> slots() const;
   std::vector<int32_t> slot_tokens(uint32_t slot) const;
   size_t erase_slot(uint32_t slot);
@@ -776,6 +777,8 @@ std::shared_ptr<TokenStream> Engine::submit(GenerateParams params) { return impl
 std::shared_ptr<TokenStream> Engine::embed(EmbedParams params) { return impl_->embed(std::move(params)); }
 
 EngineStatus Engine::status() const { return impl_->status(); }
+
+PipelineStatus Engine::pipeline_status() const { return impl_->pipeline_status(); }
 
 std::vector<SlotStatus> Engine::slots() const { return impl_->slots(); }
 

@@ -86,8 +86,8 @@ struct SlotStatus {
 // Generates and embeds for many requests at once. All functions may be called from any thread.
 class Engine {
  public:
-  // Starts the engine's thread, which alone uses pipeline from now on (but for wake()). pipeline and vocabulary must
-  // outlive the engine.
+  // Starts the engine's thread, which alone uses pipeline from now on (but for what any may). pipeline and vocabulary
+  // must outlive the engine.
   Engine(Pipeline& pipeline, const vocab::Vocabulary& vocabulary, EngineOptions options = {});
 
   // shutdown() without patience.
@@ -110,6 +110,9 @@ class Engine {
 
   // A snapshot; cheap.
   EngineStatus status() const;
+
+  // What the pipeline says of its machines.
+  PipelineStatus pipeline_status() const;
 
   // All slots of the current plan, or of the lost one; empty before the first.
   std::vector<SlotStatus> slots() const;

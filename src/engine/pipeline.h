@@ -86,6 +86,19 @@ struct PlanLost {
 
 using PipelineEvent = std::variant<Completion, TicketFailed, PlanReady, PlanLost>;
 
+// What the machines of a pipeline do at the moment, for metrics.
+struct PipelineStatus {
+  // One that is connected, with layers or without.
+  struct Machine {
+    std::string name;
+    double rtt_seconds = 0, mean_rtt_seconds = 0;  // of heartbeats: the latest, and a running mean; 0: none yet
+    uint64_t received_bytes = 0, sent_bytes = 0;   // over its connection, from and to it
+  };
+  std::vector<Machine> machines;
+  uint64_t epoch = 0;            // of the plan in use; 0: none
+  std::vector<uint64_t> queues;  // per stage of it: batches that are there and not computed
+};
+
 // Used by one thread, the engine's. Completions, plan changes and failures arrive through one queue, in order.
 class Pipeline {
  public:
@@ -103,6 +116,9 @@ class Pipeline {
 
   // Whether a place for the next plan was found and is being filled: then a lost one is only a matter of time.
   virtual bool plan_is_loading() const { return false; }
+
+  // From any thread.
+  virtual PipelineStatus status() const { return {}; }
 };
 
 }  // namespace caravan::engine

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -61,7 +62,8 @@ class FrameReader {
 
   // When bytes last came, whole frames or not.
   std::chrono::steady_clock::time_point last_received() const { return last_received_; }
-  uint64_t bytes_received() const { return bytes_received_; }
+  // From any thread.
+  uint64_t bytes_received() const { return bytes_received_.load(); }
 
  private:
   awaitable<size_t> receive(std::span<std::byte> buffer);
@@ -74,7 +76,7 @@ class FrameReader {
   std::vector<std::byte> buffer_;
   size_t begin_ = 0, end_ = 0;  // unread part of buffer_
   std::chrono::steady_clock::time_point last_received_;
-  uint64_t bytes_received_ = 0;
+  std::atomic<uint64_t> bytes_received_{0};
 };
 
 }  // namespace caravan::net

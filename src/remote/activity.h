@@ -1,6 +1,7 @@
-// What stages have done, counted for metrics.
+// What stages and links do, counted for metrics.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 
@@ -21,6 +22,19 @@ struct Activity {
     bytes_out += other.bytes_out;
     return *this;
   }
+};
+
+// What crossed a link since it was connected, and how long heartbeats take.
+struct LinkTraffic {
+  std::chrono::microseconds rtt{0}, mean_rtt{0};  // the latest, and a running mean; 0: none yet
+  uint64_t received_bytes = 0, sent_bytes = 0;
+};
+
+// Batches that came to a stage and are not computed.
+struct StageQueue {
+  uint32_t n_tickets = 0;
+  uint64_t oldest_ticket = 0;
+  std::chrono::milliseconds oldest_age{0};  // since it came
 };
 
 // One stage of a peer, as of now.

@@ -15,6 +15,8 @@ namespace {
 
 using Kind = net::ConnectionError::Kind;
 constexpr size_t kMaxDevices = 64;
+// Heartbeats whose answers are waited for.
+constexpr size_t kMaxPings = 64;
 
 // A backend's failure to be connected, as the error type that callers tell apart.
 [[noreturn]] void rethrow_for(const std::string& who, const net::ConnectionError& error) {
@@ -82,6 +84,10 @@ class BackendLink::State : public std::enable_shared_from_this<State> {
   void handle_for_stage(net::Frame frame);
   void lost(const std::string& cause);
   std::shared_ptr<Listener> find(uint32_t stage) const;
+  // The sequence number of a heartbeat that is sent now. With mutex held.
+  uint64_t begin_ping();
+  void note_ack(const pb::HeartbeatAck& ack);
+  bool ping_and_wait(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point deadline);
 
   const LinkOptions options;
   const std::string who;  // "backend 10.0.0.2:50052"
@@ -91,19 +97,22 @@ class BackendLink::State : public std::enable_shared_from_this<State> {
 
   mutable std::mutex mutex;
   std::condition_variable acknowledged;
-  std::map<uint32_t, std::shared_ptr<Listener>> listeners;    // under mutex
-  uint32_t next_stage = 1;                                    // under mutex
-  uint64_t longest_output = 0;                                // under mutex; of stages that are gone
-  std::vector<uint64_t> memory_free;                          // under mutex
-  uint64_t last_ack = 0, last_ping = 0;                       // under mutex; heartbeat sequences
-  std::set<uint32_t> unloading;                               // under mutex; stages that the backend is to free
-  std::map<uint64_t, std::optional<pb::ProbeResult>> probes;  // under mutex; by sequence
-  uint64_t last_probe = 0;                                    // under mutex
-  std::function<void(const std::string&)> lost_callback;      // under mutex
-  std::function<void()> leaving_callback;                     // under mutex
-  bool leaving = false;                                       // under mutex
-  std::string lost_reason;                                    // under mutex; not empty: it is lost
-  bool closed_here = false;                                   // under mutex
+  std::map<uint32_t, std::shared_ptr<Listener>> listeners;          // under mutex
+  uint32_t next_stage = 1;                                          // under mutex
+  uint64_t longest_output = 0;                                      // under mutex; of stages that are gone
+  std::vector<uint64_t> memory_free;                                // under mutex
+  uint64_t last_ack = 0, last_ping = 0;                             // under mutex; heartbeat sequences
+  std::map<uint64_t, std::chrono::steady_clock::time_point> pings;  // under mutex; sent and not answered
+  LinkTraffic traffic;                                              // under mutex; without bytes
+  std::map<uint32_t, StageQueue> queues;                            // under mutex; by stage
+  std::set<uint32_t> unloading;                                     // under mutex; stages that the backend is to free
+  std::map<uint64_t, std::optional<pb::ProbeResult>> probes;        // under mutex; by sequence
+  uint64_t last_probe = 0;                                          // under mutex
+  std::function<void(const std::string&)> lost_callback;            // under mutex
+  std::function<void()> leaving_callback;                           // under mutex
+  bool leaving = false;                                             // under mutex
+  std::string lost_reason;                                          // under mutex; not empty: it is lost
+  bool closed_here = false;                                         // under mutex
 };
 
 namespace {
@@ -202,6 +211,27 @@ std::shared_ptr<BackendLink::Listener> BackendLink::State::find(uint32_t stage) 
   return found != listeners.end() ? found->second : nullptr;
 }
 
+uint64_t BackendLink::State::begin_ping() {
+  if (pings.size() >= kMaxPings) pings.erase(pings.begin());
+  pings[++last_ping] = std::chrono::steady_clock::now();
+  return last_ping;
+}
+
+// With mutex held.
+void BackendLink::State::note_ack(const pb::HeartbeatAck& ack) {
+  if (ack.sequence() == 0) return;
+  last_ack = std::max(last_ack, ack.sequence());
+  if (const auto ping = pings.find(ack.sequence()); ping != pings.end()) {
+    traffic.rtt =
+        std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - ping->second);
+    traffic.mean_rtt = traffic.mean_rtt.count() == 0 ? traffic.rtt : (7 * traffic.mean_rtt + traffic.rtt) / 8;
+  }
+  pings.erase(pings.begin(), pings.upper_bound(ack.sequence()));
+  queues.clear();
+  for (const pb::StageQueue& queue : ack.queues())
+    queues[queue.stage()] = {queue.n_tickets(), queue.oldest_ticket(), std::chrono::milliseconds(queue.oldest_ms())};
+}
+
 void BackendLink::State::handle(net::Frame frame) {
   switch (static_cast<MessageType>(frame.type)) {
     case MessageType::heartbeat: {
@@ -218,7 +248,7 @@ void BackendLink::State::handle(net::Frame frame) {
       {
         const std::lock_guard lock(mutex);
         memory_free.assign(ack.memory_free().begin(), ack.memory_free().end());
-        last_ack = std::max(last_ack, ack.sequence());
+        note_ack(ack);
         if (ack.leaving() && !std::exchange(leaving, true)) callback = std::exchange(leaving_callback, nullptr);
       }
       if (callback) callback();
@@ -349,7 +379,7 @@ std::shared_ptr<BackendLink> BackendLink::connect(net::IoThreads& io, const net:
     const std::shared_ptr<State> s = weak.lock();
     if (!s) return 0;
     const std::lock_guard lock(s->mutex);
-    return ++s->last_ping;
+    return s->begin_ping();
   };
   net::spawn(channel->executor(), "pinging " + who, heartbeat_loop(channel, next_sequence, options.heartbeat_interval));
   net::spawn(channel->executor(), "watching " + who,
@@ -371,13 +401,41 @@ std::vector<uint64_t> BackendLink::refresh_memory_free(std::chrono::milliseconds
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   std::unique_lock lock(state.mutex);
   state.acknowledged.wait_until(lock, deadline, [&] { return state.unloading.empty() || !state.lost_reason.empty(); });
-  const uint64_t sequence = ++state.last_ping;
+  state.ping_and_wait(lock, deadline);
+  return state.memory_free;
+}
+
+// Unlocks lock while it waits.
+bool BackendLink::State::ping_and_wait(std::unique_lock<std::mutex>& lock,
+                                       std::chrono::steady_clock::time_point deadline) {
+  const uint64_t sequence = begin_ping();
   pb::Heartbeat ping;
   ping.set_sequence(sequence);
-  state.channel->send(MessageType::heartbeat, ping, {}, Channel::Priority::urgent);
-  state.acknowledged.wait_until(lock, deadline,
-                                [&] { return state.last_ack >= sequence || !state.lost_reason.empty(); });
-  return state.memory_free;
+  channel->send(MessageType::heartbeat, ping, {}, Channel::Priority::urgent);
+  acknowledged.wait_until(lock, deadline, [&] { return last_ack >= sequence || !lost_reason.empty(); });
+  return last_ack >= sequence;
+}
+
+bool BackendLink::ask(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(state_->mutex);
+  return state_->ping_and_wait(lock, std::chrono::steady_clock::now() + timeout);
+}
+
+StageQueue BackendLink::queue(uint32_t stage) const {
+  const std::lock_guard lock(state_->mutex);
+  const auto found = state_->queues.find(stage);
+  return found != state_->queues.end() ? found->second : StageQueue();
+}
+
+LinkTraffic BackendLink::traffic() const {
+  LinkTraffic traffic;
+  {
+    const std::lock_guard lock(state_->mutex);
+    traffic = state_->traffic;
+  }
+  traffic.received_bytes = state_->channel->bytes_received();
+  traffic.sent_bytes = state_->channel->bytes_sent();
+  return traffic;
 }
 
 std::chrono::microseconds BackendLink::probe(const std::string& endpoint, const std::string& backend_id,

@@ -13,6 +13,7 @@
 
 #include "net/endpoint.h"
 #include "net/io.h"
+#include "remote/activity.h"
 #include "remote/channel.h"
 
 namespace caravan::remote {
@@ -69,6 +70,12 @@ class BackendLink {
   const BackendInfo& info() const;
   // Free bytes per device, as of the last heartbeat.
   std::vector<uint64_t> memory_free() const;
+  // Asks the backend for a sign of life, and waits; false: none came within timeout.
+  bool ask(std::chrono::milliseconds timeout);
+  // What the backend said at the last heartbeat: batches at a stage on this link.
+  StageQueue queue(uint32_t stage) const;
+  LinkTraffic traffic() const;
+
   // Asks the backend and waits, first until it has unloaded what it was told to; falls back to the last heartbeat's
   // when it does not answer within timeout.
   std::vector<uint64_t> refresh_memory_free(std::chrono::milliseconds timeout);

@@ -323,6 +323,19 @@ void Peer::probe(const pb::Probe& message) {
   });
 }
 
+namespace {
+
+void add_queue(pb::HeartbeatAck& ack, uint32_t stage, const StageQueue& queue) {
+  if (queue.n_tickets == 0) return;
+  pb::StageQueue& message = *ack.add_queues();
+  message.set_stage(stage);
+  message.set_n_tickets(queue.n_tickets);
+  message.set_oldest_ticket(queue.oldest_ticket);
+  message.set_oldest_ms(static_cast<uint32_t>(std::min<int64_t>(queue.oldest_age.count(), UINT32_MAX)));
+}
+
+}  // namespace
+
 void Peer::handle(net::Frame frame) {
   switch (static_cast<MessageType>(frame.type)) {
     case MessageType::heartbeat: {
@@ -330,6 +343,7 @@ void Peer::handle(net::Frame frame) {
       ack.set_sequence(parse_header<pb::Heartbeat>(frame).sequence());
       for (const uint64_t bytes : service_.store.memory_free()) ack.add_memory_free(bytes);
       ack.set_leaving(service_.leaving);
+      for (const auto& [id, seat] : stages_) add_queue(ack, id, seat->queue());
       channel_->send(MessageType::heartbeat_ack, ack, {}, Channel::Priority::urgent);
       return;
     }

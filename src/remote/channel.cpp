@@ -120,6 +120,7 @@ net::awaitable<void> Channel::write_frames(std::vector<Outgoing> frames) {
     }
   }
   co_await connection_->write(buffers);
+  bytes_sent_ += bytes;
   {
     const std::lock_guard lock(mutex_);
     queued_bytes_ -= bytes;

@@ -61,7 +61,9 @@ class Channel : public std::enable_shared_from_this<Channel> {
     return queued_bytes_;
   }
 
+  // Of frames, since the beginning; from any thread.
   uint64_t bytes_received() const { return reader_.bytes_received(); }
+  uint64_t bytes_sent() const { return bytes_sent_.load(); }
 
   static constexpr uint64_t kMaxQueuedBytes = uint64_t{512} << 20;
   static constexpr size_t kMaxQueuedFrames = 8192;
@@ -94,6 +96,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
   uint64_t queued_bytes_ = 0;             // under mutex_; what is being written included
   std::string reason_;                    // under mutex_
   std::atomic<bool> closed_{false};
+  std::atomic<uint64_t> bytes_sent_{0};
 };
 
 // Closes channel with reason when nothing has come for timeout; looks every interval. Ends with the channel.

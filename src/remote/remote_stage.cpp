@@ -333,6 +333,11 @@ void RemoteStage::load(const stage::LoadRequest& request, std::span<weights::Wei
   }
 }
 
+std::optional<StageQueue> RemoteStage::ask_queue(std::chrono::milliseconds timeout) const {
+  if (!link_->ask(timeout)) return std::nullopt;
+  return queue();
+}
+
 const stage::MemoryNeed& RemoteStage::held() const { return state_->held; }
 uint64_t RemoteStage::pulled_bytes() const { return state_->pulled_bytes; }
 WeightOrigins RemoteStage::origins() const { return state_->origins; }

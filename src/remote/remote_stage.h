@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "remote/backend_link.h"
@@ -36,6 +37,11 @@ class RemoteStage : public stage::DirectStage {
   uint64_t pulled_bytes() const;
   // Of the last load(): where the backend says that the weights came from. All 0 when they were resident.
   WeightOrigins origins() const;
+
+  // Batches that are there and not computed, as of the last heartbeat.
+  StageQueue queue() const { return link_->queue(stage_); }
+  // The same as of now; nullopt when the backend does not answer within timeout.
+  std::optional<StageQueue> ask_queue(std::chrono::milliseconds timeout) const;
 
   void open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) override;
   stage::PeerRoute address() const override;

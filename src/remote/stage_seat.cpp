@@ -394,6 +394,7 @@ void StageSeat::take(const pb::Forward& header, std::vector<std::byte> payload, 
   auto hidden = decode_floats(hidden_bytes);
   Ticket ticket;
   ticket.bytes = payload.size();
+  ticket.came = std::chrono::steady_clock::now();
   ticket.compute_us.assign(header.compute_us().begin(), header.compute_us().end());
   if (hands_on) {
     payload.resize(header.batch_bytes());
@@ -498,6 +499,18 @@ StageStatus StageSeat::status() const {
   status.n_queued = in_flight_.size();
   status.activity = activity_;
   return status;
+}
+
+StageQueue StageSeat::queue() const {
+  const std::lock_guard lock(mutex_);
+  StageQueue queue;
+  if (in_flight_.empty()) return queue;
+  queue.n_tickets = static_cast<uint32_t>(in_flight_.size());
+  const auto& [fence, oldest] = *in_flight_.begin();
+  queue.oldest_ticket = fence.ticket;
+  queue.oldest_age =
+      std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - oldest.came);
+  return queue;
 }
 
 size_t StageSeat::n_in_flight() const {

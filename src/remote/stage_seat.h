@@ -63,6 +63,7 @@ class StageSeat : private stage::OutputSink, private Inlet::Receiver {
   uint64_t n_stale() const { return n_stale_.load(); }
   // Tickets that have been enqueued and not delivered.
   size_t n_in_flight() const;
+  StageQueue queue() const;
   StageStatus status() const;
 
  private:
@@ -77,6 +78,7 @@ class StageSeat : private stage::OutputSink, private Inlet::Receiver {
     uint64_t bytes = 0;
     std::vector<std::byte> batch;      // as it came, for the next stage; empty when the output goes to the server
     std::vector<uint32_t> compute_us;  // at the stages before
+    std::chrono::steady_clock::time_point came;
   };
   enum class Source { server, peer };
 

@@ -108,14 +108,37 @@ std::string metric(std::string_view type, std::string_view name, std::string_vie
   return fmt::format("# HELP llamacpp:{0} {2}\n# TYPE llamacpp:{0} {1}\nllamacpp:{0} {3}\n", name, type, help, value);
 }
 
-// Rows per stage of the plan in use.
-std::string stage_metrics(const engine::EngineStatus& status) {
-  if (!status.plan) return "";
-  const auto head = [](std::string_view type, std::string_view name, std::string_view help) {
-    return fmt::format("# HELP llamacpp:{0} {2}\n# TYPE llamacpp:{0} {1}\n", name, type, help);
+std::string head(std::string_view type, std::string_view name, std::string_view help) {
+  return fmt::format("# HELP llamacpp:{0} {2}\n# TYPE llamacpp:{0} {1}\n", name, type, help);
+}
+
+// Rows per backend that is connected.
+std::string backend_metrics(const engine::PipelineStatus& pipeline) {
+  std::string text;
+  const auto rows = [&](std::string_view type, std::string_view name, std::string_view help, auto field) {
+    text += head(type, name, help);
+    for (const engine::PipelineStatus::Machine& machine : pipeline.machines)
+      text += fmt::format("llamacpp:{}{{backend=\"{}\"}} {}\n", name, machine.name, field(machine));
   };
+  rows("gauge", "backend_rtt_seconds", "Round trip of the latest heartbeat, behind what was being sent.",
+       [](const auto& machine) { return machine.rtt_seconds; });
+  rows("gauge", "backend_rtt_mean_seconds", "Running mean of round trips.",
+       [](const auto& machine) { return machine.mean_rtt_seconds; });
+  rows("counter", "backend_received_bytes_total", "Bytes that came from it, since it was connected.",
+       [](const auto& machine) { return machine.received_bytes; });
+  rows("counter", "backend_sent_bytes_total", "Bytes sent to it, since it was connected.",
+       [](const auto& machine) { return machine.sent_bytes; });
+  return text;
+}
+
+// Rows per stage of the plan in use.
+std::string stage_metrics(const engine::EngineStatus& status, const engine::PipelineStatus& pipeline) {
+  if (!status.plan) return "";
   std::string compute = head("counter", "stage_compute_seconds_total", "Seconds that a stage of the plan computed.");
   std::string batches = head("counter", "stage_batches_total", "Batches that it computed.");
+  std::string queue = head("gauge", "stage_queue", "Batches that came to it and are not computed.");
+  const bool knows_queues =
+      pipeline.epoch == status.plan->epoch && pipeline.queues.size() == status.plan->stages.size();
   std::string kv = head("gauge", "stage_kv_cache_bytes", "KV cache that it holds.");
   std::string from = head("gauge", "stage_weights_bytes", "Weight bytes of its load, by where they came from.");
   for (size_t i = 0; i < status.plan->stages.size(); ++i) {
@@ -127,15 +150,17 @@ std::string stage_metrics(const engine::EngineStatus& status) {
                              static_cast<double>(stage.counters->compute_us) * 1e-6);
       batches += fmt::format("llamacpp:stage_batches_total{{{}}} {}\n", labels, stage.counters->batches.load());
     }
+    if (knows_queues) queue += fmt::format("llamacpp:stage_queue{{{}}} {}\n", labels, pipeline.queues[i]);
     kv += fmt::format("llamacpp:stage_kv_cache_bytes{{{}}} {}\n", labels, stage.kv_bytes);
     for (const auto& [source, bytes] : stage.weights_from)
       from += fmt::format("llamacpp:stage_weights_bytes{{{},source=\"{}\"}} {}\n", labels, source, bytes);
   }
-  return compute + batches + kv + from;
+  return compute + batches + queue + kv + from;
 }
 
 http::Response metrics(const Api& api) {
   const engine::EngineStatus status = api.engine.status();
+  const engine::PipelineStatus pipeline = api.engine.pipeline_status();
   const engine::EngineCounters& c = status.counters;
   const auto number = [](auto value) { return static_cast<double>(value); };
   const auto rate = [](double n, double seconds) { return seconds > 0 ? n / seconds : 0.0; };
@@ -168,7 +193,7 @@ http::Response metrics(const Api& api) {
       metric("gauge", "requests_deferred", "Requests waiting.", status.queue_length) +
       metric("gauge", "n_busy_slots_per_decode", "Sequences per batch, on average.",
              rate(number(c.busy_slot_steps), number(c.batches))) +
-      stage_metrics(status);
+      backend_metrics(pipeline) + stage_metrics(status, pipeline);
   return response;
 }
 

@@ -77,6 +77,9 @@ class FakePipeline : public Pipeline {
   std::optional<PipelineEvent> poll(std::chrono::milliseconds timeout) override;
   void wake() override;
   bool plan_is_loading() const override { return loading_; }
+  PipelineStatus status() const override { return machines; }
+
+  PipelineStatus machines;  // set before the engine is asked
 
  private:
   struct Cell {

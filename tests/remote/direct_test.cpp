@@ -162,6 +162,24 @@ TEST(DirectHops, GoFromStageToStageAndComeBackFromTheLast) {
   }
 }
 
+TEST(DirectHops, SayWithEachHeartbeatWhereBatchesAre) {
+  Chain chain(2);
+  chain.open(1);
+  chain.backends[1]->host.gate.close();
+  chain.start({kSession, 1, 7}, batch_of(1));
+  chain.start({kSession, 1, 8}, batch_of(1));
+  EXPECT_TRUE(eventually([&] { return chain.stages[1]->ask_queue(5s)->n_tickets == 2; }));
+  EXPECT_EQ(chain.stages[1]->queue().oldest_ticket, 7u);
+  EXPECT_TRUE(eventually([&] { return chain.stages[1]->ask_queue(5s)->oldest_age > 0ms; }));
+  EXPECT_EQ(chain.stages[0]->ask_queue(5s)->n_tickets, 0u);
+  chain.backends[1]->host.gate.open();
+  EXPECT_EQ(chain.end().next().error, "");
+  EXPECT_EQ(chain.end().next().error, "");
+  EXPECT_EQ(chain.stages[1]->ask_queue(5s)->n_tickets, 0u);
+  chain.links[0]->close();
+  EXPECT_FALSE(chain.stages[0]->ask_queue(5s).has_value());
+}
+
 TEST(DirectHops, CarryOnInTheNextEpoch) {
   Chain chain(2);
   for (uint64_t epoch = 1; epoch <= 3; ++epoch) {

@@ -332,6 +332,26 @@ TEST(BackendService, FinishesTheStepOfAServerThatLeavesBeforeItFreesTheStage) {
   EXPECT_EQ(collector.n_waiting(), 0u);
 }
 
+TEST(BackendLink, CountsBytesAndTimesHeartbeats) {
+  Backend backend;
+  LinkOptions options = link_options();
+  options.heartbeat_interval = 60s;
+  options.heartbeat_timeout = 120s;
+  const auto link = backend.connect(options);
+  ASSERT_TRUE(link->ask(5s));
+  const LinkTraffic before = link->traffic();
+  EXPECT_GT(before.rtt.count(), 0);
+  EXPECT_GT(before.mean_rtt.count(), 0);
+  EXPECT_GT(before.received_bytes, 0u);
+  FakeModel model(20000);
+  RemoteStage stage(link);
+  load(stage, model);
+  const LinkTraffic after = link->traffic();
+  EXPECT_GE(after.sent_bytes, before.sent_bytes + 20000);
+  EXPECT_LT(after.sent_bytes, before.sent_bytes + 22000);
+  EXPECT_GT(after.received_bytes, before.received_bytes);
+}
+
 TEST(BackendService, AbandonsALoadWhoseServerLeaves) {
   class StuckSource : public weights::WeightSource {
    public:

@@ -629,6 +629,7 @@ TEST_F(ApiReady, DescribesItselfInProps) {
 
 TEST_F(ApiReady, CountsInPrometheusFormat) {
   script(3, "hi");
+  pipeline_.machines = {{{"10.0.0.2:50052", 0.0005, 0.00025, 1000, 2000}}, plan_.epoch, {3}};
   post("/completion", body());
   while (engine_.status().counters.finished < 1) std::this_thread::yield();
   const Reply reply = get("/metrics");
@@ -637,6 +638,11 @@ TEST_F(ApiReady, CountsInPrometheusFormat) {
   EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:tokens_predicted_total 3\n"));
   EXPECT_THAT(reply.text, HasSubstr("# TYPE llamacpp:requests_total counter\nllamacpp:requests_total 1\n"));
   EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:requests_processing 0\n"));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_rtt_seconds{backend=\"10.0.0.2:50052\"} 0.0005\n"));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_rtt_mean_seconds{backend=\"10.0.0.2:50052\"} 0.00025\n"));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_received_bytes_total{backend=\"10.0.0.2:50052\"} 1000\n"));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_sent_bytes_total{backend=\"10.0.0.2:50052\"} 2000\n"));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:stage_queue{stage=\"0\",device=\""));
   std::istringstream lines(reply.text);
   for (std::string line; std::getline(lines, line);) {
     if (line.rfind("# HELP llamacpp:", 0) == 0 || line.rfind("# TYPE llamacpp:", 0) == 0) continue;

@@ -1,0 +1,181 @@
+// A row of stages on real backends over loopback, which hand on by themselves: what the server sees of it, and who is
+// blamed when it stands still.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <spdlog/spdlog.h>
+
+#include <atomic>
+
+#include "base/error.h"
+#include "cluster/cluster_pipeline.h"
+#include "cluster/remote_backend.h"
+#include "device/cpu/cpu_device.h"
+#include "remote/backend_service.h"
+#include "support/kit.h"
+#include "support/sequence_runner.h"
+#include "support/tiny_model.h"
+
+namespace caravan::cluster {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr uint64_t kMemory = uint64_t{64} << 20;
+
+// A device whose stages take batches and never compute them while it hangs.
+class HangingHost : public remote::SliceHost {
+ public:
+  explicit HangingHost(remote::SliceHost& host) : host_(host) {}
+  std::vector<device::DeviceInfo> devices() const override { return host_.devices(); }
+  stage::MemoryNeed need(size_t device, const stage::LoadRequest& request) const override {
+    return host_.need(device, request);
+  }
+  std::unique_ptr<remote::SliceLoad> begin_load(size_t device, const stage::LoadRequest& request) override {
+    return host_.begin_load(device, request);
+  }
+  remote::ReadyStage make_stage(size_t device, const stage::LoadRequest& request,
+                                std::shared_ptr<const remote::ResidentWeights> weights) override {
+    remote::ReadyStage ready = host_.make_stage(device, request, std::move(weights));
+    ready.stage = std::make_unique<HangingStage>(std::move(ready.stage), hangs);
+    return ready;
+  }
+  std::atomic<bool> hangs{false};
+
+ private:
+  struct HangingStage : stage::Stage {
+    HangingStage(std::unique_ptr<stage::Stage> stage, std::atomic<bool>& hangs_now)
+        : inner(std::move(stage)), hangs(hangs_now) {}
+    void load(const stage::LoadRequest&, std::span<weights::WeightSource* const>, const ProgressFunction&) override {}
+    void open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) override { inner->open(session, epoch, sink); }
+    void enqueue(const stage::Fence& fence, std::shared_ptr<const stage::Batch> batch,
+                 std::vector<float> input) override {
+      if (!hangs) inner->enqueue(fence, std::move(batch), std::move(input));
+    }
+    std::string numeric_class() const override { return inner->numeric_class(); }
+    std::unique_ptr<stage::Stage> inner;
+    std::atomic<bool>& hangs;
+  };
+  remote::SliceHost& host_;
+};
+
+struct Machine {
+  explicit Machine(net::IoThreads& io) : inner(devices()), host(inner), service(io, host, options()) {}
+  static std::vector<std::unique_ptr<device::Device>> devices() {
+    std::vector<std::unique_ptr<device::Device>> devices;
+    devices.push_back(std::make_unique<device::cpu::CpuDevice>(1, select_isa(), kMemory));
+    return devices;
+  }
+  static remote::BackendOptions options() {
+    remote::BackendOptions options;
+    options.endpoint = {"127.0.0.1", 0};
+    return options;
+  }
+  std::string name() const { return service.endpoint().text(); }
+  remote::DeviceSliceHost inner;
+  HangingHost host;
+  remote::BackendService service;
+};
+
+class DirectRow : public ::testing::Test {
+ protected:
+  DirectRow()
+      : model_(gguf::Model::open(testing::write_tiny_model(folder_.path(), tiny(), "model"))),
+        local_(1, select_isa(), 0),
+        connector_(make_remote_connector(io_, {})) {
+    spdlog::set_level(spdlog::level::off);
+    for (int i = 0; i < 3; ++i) machines_.push_back(std::make_unique<Machine>(io_));
+    for (const auto& machine : machines_) options_.backends.push_back(machine->name());
+    options_.tensor_split = {1, 1, 1};
+    options_.retry_interval = milliseconds(5);
+    options_.n_ctx = 128;
+    options_.cache = testing::test_cache(model_, 16, 2);
+    options_.cache.n_blocks.clear();
+  }
+  ~DirectRow() override { spdlog::set_level(spdlog::level::info); }
+
+  void start() {
+    pipeline_ = std::make_unique<ClusterPipeline>(model_, local_, connector_.get(), options_);
+    pipeline_->start();
+  }
+  static testing::TinyModelOptions tiny() {
+    testing::TinyModelOptions options;
+    options.n_layer = 6;
+    return options;
+  }
+  template <typename T>
+  T expect_event() {
+    const auto end = std::chrono::steady_clock::now() + seconds(30);
+    std::optional<engine::PipelineEvent> event;
+    while (!event && std::chrono::steady_clock::now() < end) event = pipeline_->poll(milliseconds(100));
+    if (!event || !std::holds_alternative<T>(*event)) throw std::runtime_error("the event did not come");
+    return std::get<T>(std::move(*event));
+  }
+  stage::Batch batch() const {
+    const models::Arch& arch = models::find_arch(model_.metadata());
+    stage::CacheConfig cache = testing::test_cache(model_, 16, 2);
+    testing::BatchBuilder builder(arch.cache_groups(arch.read(model_.metadata())), cache);
+    stage::Batch batch;
+    const std::vector<int32_t> tokens = {1, 70, 71};
+    builder.add(batch, 0, tokens, stage::OutputKind::none);
+    batch.outputs.push_back({2, stage::OutputKind::logits, 0, {}});
+    return batch;
+  }
+
+  testing::TemporaryDirectory folder_;
+  gguf::Model model_;
+  device::cpu::CpuDevice local_;
+  net::IoThreads io_{2};
+  std::vector<std::unique_ptr<Machine>> machines_;
+  std::unique_ptr<BackendConnector> connector_;
+  ClusterOptions options_;
+  std::unique_ptr<ClusterPipeline> pipeline_;
+};
+
+TEST_F(DirectRow, IsPlannedWithoutTheStageThatHangsWhereverItIs) {
+  options_.ticket_patience = options_.first_ticket_patience = milliseconds(300);
+  start();
+  ASSERT_EQ(expect_event<engine::PlanReady>().plan.stages.size(), 3u);
+  pipeline_->submit(batch());
+  const auto rows = expect_event<engine::Completion>().rows;
+  for (const size_t hanging : {1, 2}) {
+    SCOPED_TRACE(hanging);
+    Machine& machine = *machines_[hanging];
+    machine.host.hangs = true;
+    pipeline_->submit(batch());
+    EXPECT_THAT(expect_event<engine::PlanLost>().reason,
+                AllOf(HasSubstr(machine.name()), HasSubstr("has not answered")));
+    const engine::PlanSummary plan = expect_event<engine::PlanReady>().plan;
+    EXPECT_EQ(plan.stages.size(), 3 - hanging);
+    for (const engine::StageSummary& stage : plan.stages) EXPECT_NE(stage.device, machine.name());
+    pipeline_->submit(batch());
+    EXPECT_EQ(expect_event<engine::Completion>().rows.at(0).values, rows.at(0).values);
+  }
+}
+
+TEST_F(DirectRow, ShowsItsBackendsAndWhereItsBatchesAre) {
+  options_.ticket_patience = options_.first_ticket_patience = seconds(60);
+  start();
+  EXPECT_EQ(pipeline_->status().epoch, expect_event<engine::PlanReady>().plan.epoch);
+  machines_[1]->host.hangs = true;
+  pipeline_->submit(batch());
+  const auto end = std::chrono::steady_clock::now() + seconds(30);
+  while (pipeline_->status().queues.at(1) < 1 && std::chrono::steady_clock::now() < end) {
+    EXPECT_FALSE(pipeline_->poll(milliseconds(5)));  // until the next heartbeat
+  }
+  const engine::PipelineStatus status = pipeline_->status();
+  EXPECT_THAT(status.queues, ElementsAre(0, 1, 0));
+  ASSERT_EQ(status.machines.size(), 3u);
+  for (const engine::PipelineStatus::Machine& machine : status.machines) {
+    EXPECT_GT(machine.rtt_seconds, 0);
+    EXPECT_GT(machine.mean_rtt_seconds, 0);
+    EXPECT_GT(machine.received_bytes, 100u);
+    EXPECT_GT(machine.sent_bytes, 1000u);
+  }
+}
+
+}  // namespace
+}  // namespace caravan::cluster
