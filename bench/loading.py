@@ -6,7 +6,8 @@ Usage (as root): bench/loading.py CARAVAN_EXECUTABLE MODEL.gguf [--rate-mbit 100
 Two network namespaces, the server in one, the backend in the other, are joined by a veth pair with a token bucket (tc tbf) of the
 given rate; with --netemu by that program, called `PROGRAM nsA addressA nsB addressB delay_ms jitter_ms rate_mbit loss_percent`.
 Each round measures, in this order: the link with one plain TCP stream; a cold load over it and the processor time of the server; a
-warm load from the backend's cache beside the time to read those files; a restarted server whose backend still holds the weights.
+warm load from the backend's cache beside the time to read those files; a restarted server whose backend still holds the weights; a
+load over the link from the cache of another backend, which runs beside the server.
 Prints medians and the range, and both sides of each ratio. Hashes of the model are computed before the first round."""
 
 import argparse
@@ -144,16 +145,15 @@ def main():
     if a.token:
         environment["APP_RPC_TOKEN"] = a.token
 
-    def backend():
-        program = Program(BACKEND_NS, [a.caravan, "backend", "--host", BACKEND_IP, "--port", str(PORT), "--cache-dir", str(folder / "cache"),
-                                       "-t", "1"], environment)
+    def backend(ns=BACKEND_NS, ip=BACKEND_IP, cache=("--cache-dir", str(folder / "cache"))):
+        program = Program(ns, [a.caravan, "backend", "--host", ip, "--port", str(PORT), *cache, "-t", "1"], environment)
         program.wait_for("backend on ")
         return program
 
-    def server():
+    def server(backends=f"{BACKEND_IP}:{PORT}", *options):
         start = time.perf_counter()
-        program = Program(SERVER_NS, [a.caravan, "server", "-m", a.model, "--rpc", f"{BACKEND_IP}:{PORT}", "-ngl", "99", "--port", "0", "-t", "1",
-                                      "-c", "512", "--cache-dir", str(folder / "server")], environment)
+        program = Program(SERVER_NS, [a.caravan, "server", "-m", a.model, "--rpc", backends, "-ngl", "99", "--port", "0", "-t", "1",
+                                      "-c", "512", "--cache-dir", str(folder / "server"), *options], environment)
         cpu = None
         program.wait_for("plan:")
         cpu = program.cpu_seconds()
@@ -162,6 +162,7 @@ def main():
 
     link = Link(a.rate_mbit, a.netemu)
     rates, cold, cores, cold_ratio, warm, reads, warm_bytes, held, held_bytes = [], [], [], [], [], [], [], [], []
+    given, given_ratio, given_cores = [], [], []
     dropped = True
     try:
         for i in range(a.repeat + 1):  # the first computes the hashes
@@ -196,6 +197,17 @@ def main():
             warm.append(seconds)
             s.stop()
             b.stop()
+            rate = tcp_rate(256 << 20)
+            giver, taker = backend(SERVER_NS, SERVER_IP), backend(cache=())
+            before = giver.cpu_seconds()
+            s, _, _ = server(f"{BACKEND_IP}:{PORT},{SERVER_IP}:{PORT}", "-ts", "1,0")
+            found = taker.wait_for(r"loaded in ([\d.]+) s: .* (\S+ \S+) from other backends, (\S+ \S+) from the server")
+            print(f"round {i}: {found.group(2)} from the other backend, {found.group(3)} from the server")
+            given.append(n_bytes / float(found.group(1)))
+            given_ratio.append(given[-1] / rate)
+            given_cores.append((giver.cpu_seconds() - before) / float(found.group(1)))
+            for program in (s, giver, taker):
+                program.stop()
     finally:
         link.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -203,6 +215,9 @@ def main():
     show("cold load", cold, "MB/s", 1e-6)
     show("cold load / link", cold_ratio)
     show("processor of the server during it", cores, "cores")
+    show("load from another backend", given, "MB/s", 1e-6)
+    show("load from another backend / link", given_ratio)
+    show("processor of that backend during it", given_cores, "cores")
     show(f"reading the cached files{'' if dropped else ' (page cache not dropped)'}", reads, "s")
     show("warm: from the server's start until it is ready", warm, "s")
     show("warm: beyond reading the files", [w - r for w, r in zip(warm, reads)], "s")

@@ -254,7 +254,7 @@ StageSeat& Peer::seat_for_load(uint32_t stage) {
   auto seat = std::make_unique<StageSeat>(
       stage, channel_,
       SeatContext{service_.host, service_.store, service_.local, service_.reaper, service_.io, service_.peer_options(),
-                  service_.inlets, service_.silent_peers});
+                  service_.inlets, service_.silent_peers, service_.options.others_timeout});
   const std::lock_guard lock(mutex_);
   ++n_stages_;
   return *stages_.emplace(stage, std::move(seat)).first->second;

@@ -32,6 +32,8 @@ struct BackendOptions {
   // service.
   weights::ModelLibrary* library = nullptr;
   weights::ChunkCache* cache = nullptr;
+  // How long a load waits to connect to another backend that may have weights; the server has everything.
+  std::chrono::milliseconds others_timeout{1000};
   std::string advertise;  // host:port by which other backends reach this one; empty: as servers do
 };
 

@@ -52,6 +52,8 @@ class PeerWeightSource : public weights::WeightSource {
   // What somebody said he has.
   bool may_have(const weights::ChunkRef& chunk) override;
   int n_fetchers() const override { return n_fetchers_; }
+  // Somebody's link may be slow; the server has everything.
+  bool may_be_helped() const override { return true; }
   // From whoever has the chunk and is asked for the fewest now; then from the next. Throws Error when nobody is left.
   bool fetch(const weights::ChunkRef& chunk, std::span<std::byte> out) override;
   // Who sends wrong bytes again and again is left out.

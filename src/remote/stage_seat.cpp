@@ -17,8 +17,6 @@ namespace {
 constexpr uint64_t kMaxInFlightBytes = uint64_t{512} << 20;
 // How often a server hears of the progress of a load.
 constexpr auto kProgressInterval = std::chrono::milliseconds(100);
-// A load does not wait longer for another backend to be reached: the server has everything.
-constexpr auto kPeerTimeout = std::chrono::milliseconds(1000);
 
 pb::Error::Code code_of(const std::exception& error) {
   if (dynamic_cast<const ResourceError*>(&error) != nullptr) return pb::Error::RESOURCE;
@@ -152,8 +150,11 @@ void StageSeat::load(const pb::LoadSlice& header, std::span<const std::byte> pay
 
     const auto source = std::make_shared<RemoteWeightSource>(channel_, id_);
     PeerOptions peer_options = context_.peers;
-    peer_options.timeout = kPeerTimeout;
-    const auto others = std::make_shared<PeerWeightSource>(context_.io, peers, peer_options, context_.silent_peers);
+    peer_options.timeout = context_.others_timeout;
+    PeerWeightSource::Patience patience;
+    patience.question = 3 * context_.others_timeout;
+    const auto others =
+        std::make_shared<PeerWeightSource>(context_.io, peers, peer_options, context_.silent_peers, patience);
     {
       const std::lock_guard lock(mutex_);
       if (!cancelled_.empty()) return;

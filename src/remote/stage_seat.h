@@ -35,6 +35,7 @@ struct SeatContext {
   PeerOptions peers;
   InletTable& inlets;
   SilentPeers& silent_peers;
+  std::chrono::milliseconds others_timeout;  // to connect to one that may have weights
 };
 
 // Handlers are called on the channel's executor and return at once; what blocks (loading, opening a session while a

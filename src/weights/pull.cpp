@@ -1,16 +1,19 @@
 // One lane per source: a queue of chunk numbers in the order of the list, and the threads that fetch them. Whatever
-// fails in one lane moves to the next lane whose source may have it.
+// fails in one lane moves to the next lane whose source may have it, and a lane that is idle takes whole tensors from
+// the end of one that is slow.
 #include "weights/pull.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
 #include <map>
 #include <mutex>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <thread>
 #include <vector>
@@ -23,11 +26,17 @@ namespace {
 
 // Chunks that a fetching thread may be ahead of what was used: one that waits while the next is fetched.
 constexpr size_t kAhead = 2;
+// So many chunks are taken over at a time: enough for a remote source to keep several requests in flight.
+constexpr size_t kTakenAtOnce = 4;
+// A source that helps is to be so many times as fast: it may share the link with the one that it helps.
+constexpr double kHelpFactor = 2;
+// How often an idle lane looks whether one is slow.
+constexpr auto kLookInterval = std::chrono::milliseconds(100);
 
 class Puller {
  public:
-  Puller(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources)
-      : chunks_(chunks), sources_(sources), lanes_(sources.size()), used_(chunks.size()) {
+  Puller(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources, const PullPatience& patience)
+      : chunks_(chunks), sources_(sources), patience_(patience), lanes_(sources.size()), used_(chunks.size()) {
     assign();
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
       std::vector<ChunkRef> mine;
@@ -37,6 +46,7 @@ class Puller {
   }
 
   void run(const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use) {
+    began_ = Clock::now();
     {
       std::vector<std::jthread> threads;
       for (size_t lane = 0; lane < lanes_.size() && !chunks_.empty(); ++lane)
@@ -51,10 +61,17 @@ class Puller {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   struct Lane {
     std::set<size_t> queue;
     size_t n_held = 0;  // being fetched, or fetched and not used
+    uint64_t fetched_bytes = 0;
     bool abandoned = false;
+    // Of a lane that helps: when it last took something over, and what it had fetched by then.
+    std::optional<Clock::time_point> took_over;
+    uint64_t fetched_before = 0;
+    bool helps = true;  // until it shows that it is hardly faster
   };
   struct Fetched {
     size_t lane;
@@ -94,6 +111,12 @@ class Puller {
       lanes_[lane].queue.insert(i);
       return;
     }
+    // Who was helped with it has it still.
+    const auto helped = helped_with_.find(i);
+    if (helped != helped_with_.end() && !lanes_[helped->second].abandoned && given_back_.insert(i).second) {
+      lanes_[helped->second].queue.insert(i);
+      return;
+    }
     throw SourceError(fmt::format("chunk {} of tensor '{}': no weight source delivers it ({} known){}",
                                   chunks_[i].index, chunks_[i].tensor->name, sources_.size(), reasons_[i]));
   }
@@ -107,9 +130,17 @@ class Puller {
     Lane& lane = lanes_[lane_number];
     WeightSource& source = *sources_[lane_number];
     const auto n_fetchers = static_cast<size_t>(source.n_fetchers());
+    const bool may_help =
+        std::ranges::any_of(sources_.first(lane_number), [](const WeightSource* s) { return s->may_be_helped(); });
     std::unique_lock lock(mutex_);
     while (true) {
-      changed_.wait(lock, [&] { return finished() || can_take(lane, n_fetchers); });
+      if (!finished() && !can_take(lane, n_fetchers)) {
+        if (!may_help)
+          changed_.wait(lock);
+        else if (!lane.queue.empty() || !take_over(lane_number))
+          changed_.wait_for(lock, kLookInterval);
+        continue;
+      }
       if (finished()) return;
       const size_t i = *lane.queue.begin();
       lane.queue.erase(lane.queue.begin());
@@ -133,6 +164,7 @@ class Puller {
       }
       lock.lock();
       if (failure.empty()) {
+        lane.fetched_bytes += chunks_[i].size_bytes();
         fetched_.emplace(i, Fetched{lane_number, std::move(bytes)});
       } else {
         --lane.n_held;
@@ -140,6 +172,57 @@ class Puller {
       }
       changed_.notify_all();
     }
+  }
+
+  // Under mutex_: whether it was worth the while that an idle lane took over the last time.
+  bool is_help(const Lane& helper, const Lane& slow) const {
+    const Clock::time_point now = Clock::now();
+    const std::chrono::duration<double> helped = now - *helper.took_over, elapsed = now - began_;
+    return static_cast<double>(helper.fetched_bytes - helper.fetched_before) * elapsed.count() >=
+           kHelpFactor * static_cast<double>(slow.fetched_bytes) * helped.count();
+  }
+
+  // Under mutex_: how long a lane will take for what is in its queue, as fast as it has been until now.
+  double seconds_left(const Lane& lane) const {
+    const std::chrono::duration<double> elapsed = Clock::now() - began_;
+    uint64_t bytes = 0;
+    for (const size_t i : lane.queue) bytes += chunks_[i].size_bytes();
+    return elapsed.count() * static_cast<double>(bytes) /
+           static_cast<double>(std::max<uint64_t>(lane.fetched_bytes, 1));
+  }
+
+  // Under mutex_: an idle lane takes tensors that a slow one before it has not begun, the last first; whole ones, since
+  // the chunks of a tensor are used in order. False: there are none.
+  bool take_over(size_t lane_number) {
+    Lane& helper = lanes_[lane_number];
+    if (helper.abandoned || !helper.helps || Clock::now() - began_ < patience_.before_help) return false;
+    std::vector<ChunkRef> taken;
+    for (size_t slow = 0; slow < lane_number; ++slow) {
+      Lane& lane = lanes_[slow];
+      if (helper.took_over && sources_[slow]->may_be_helped()) helper.helps = is_help(helper, lane);
+      while (helper.helps && sources_[slow]->may_be_helped() && !lane.queue.empty() && taken.size() < kTakenAtOnce &&
+             seconds_left(lane) >= patience_.seconds_left) {
+        const size_t end = *lane.queue.rbegin() + 1;
+        size_t begin = end - 1;
+        while (begin > 0 && chunks_[begin - 1].tensor == chunks_[begin].tensor) --begin;
+        bool whole = end == chunks_.size() || chunks_[end].tensor != chunks_[begin].tensor;
+        for (size_t i = begin; i < end; ++i)
+          whole = whole && lane.queue.contains(i) && !given_back_.contains(i) &&
+                  sources_[lane_number]->may_have(chunks_[i]);
+        if (!whole) break;
+        for (size_t i = begin; i < end; ++i) {
+          lane.queue.erase(i);
+          helper.queue.insert(i);
+          helped_with_[i] = slow;
+          taken.push_back(chunks_[i]);
+        }
+      }
+    }
+    if (taken.empty()) return false;
+    helper.took_over = Clock::now();
+    helper.fetched_before = helper.fetched_bytes;
+    sources_[lane_number]->announce(taken);
+    return true;
   }
 
   // Under mutex_. A source that broke is not asked again.
@@ -190,11 +273,15 @@ class Puller {
 
   const std::span<const ChunkRef> chunks_;
   const std::span<WeightSource* const> sources_;
+  const PullPatience patience_;
+  Clock::time_point began_;  // const while threads run
 
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Lane> lanes_;                    // under mutex_; parallel to sources_
   std::map<size_t, Fetched> fetched_;          // under mutex_
+  std::map<size_t, size_t> helped_with_;       // under mutex_; chunks that were taken over, and from which lane
+  std::set<size_t> given_back_;                // under mutex_; those of them that could not be had elsewhere
   std::map<size_t, std::string> reasons_;      // under mutex_; of chunks that a source did not deliver
   std::vector<std::vector<std::byte>> spare_;  // under mutex_
   std::vector<bool> used_;                     // under mutex_
@@ -205,8 +292,8 @@ class Puller {
 }  // namespace
 
 void pull(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources,
-          const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use) {
-  Puller(chunks, sources).run(use);
+          const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use, const PullPatience& patience) {
+  Puller(chunks, sources, patience).run(use);
 }
 
 }  // namespace caravan::weights

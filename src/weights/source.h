@@ -45,6 +45,8 @@ class WeightSource {
   virtual bool may_have(const ChunkRef&) { return true; }
   // Threads that may call fetch() at the same time.
   virtual int n_fetchers() const { return 1; }
+  // Whether a later source may fetch what this one is slow with, though this one has it.
+  virtual bool may_be_helped() const { return false; }
   // Says which chunks will be fetched next, in that order, so that a remote source can keep several requests in flight.
   virtual void announce(std::span<const ChunkRef>) {}
   // Fills out (size_bytes() of the chunk). False: this source does not have it. Throws on failure of the source.

@@ -136,7 +136,7 @@ class DirectRow : public ::testing::Test {
 };
 
 TEST_F(DirectRow, IsPlannedWithoutTheStageThatHangsWhereverItIs) {
-  options_.ticket_patience = options_.first_ticket_patience = milliseconds(300);
+  options_.ticket_patience = options_.first_ticket_patience = milliseconds(600);
   start();
   ASSERT_EQ(expect_event<engine::PlanReady>().plan.stages.size(), 3u);
   pipeline_->submit(batch());

@@ -82,6 +82,7 @@ struct Taker {
   static BackendOptions options(const std::string& token) {
     BackendOptions options = local_options();
     options.token = token;
+    options.others_timeout = 20s;
     return options;
   }
   WeightOrigins take(FakeModel& model, std::vector<PeerAddress> others,
@@ -323,7 +324,7 @@ TEST(PeerWeights, AreNotAskedOfAnotherBackendThanTheOneMeant) {
 
 TEST(PeerWeights, AreGivenUpWhenTheServerLeaves) {
   FakeModel model(kChunk * 2);
-  Backend backend(kMemory);
+  Backend backend(kMemory, Taker::options(""));
   std::promise<void> asked;
   HandMadeGiver silent(backend.io, kProtocolMinor, [&, n = 0](const pb::FetchChunk&) mutable {
     if (n++ == 0) asked.set_value();
@@ -344,7 +345,9 @@ TEST(PeerWeightSource, GivesUpOnABackendThatAnswersNoMore) {
   net::IoThreads io(2);
   SilentPeers silent;
   HandMadeGiver giver(io, kProtocolMinor, [](const pb::FetchChunk&) { return ""; });
-  PeerWeightSource source(io, {giver.address()}, {}, silent, {.question = 10s, .chunk = 1ms});
+  PeerOptions patient;
+  patient.timeout = 20s;
+  PeerWeightSource source(io, {giver.address()}, patient, silent, {.question = 10s, .chunk = 1ms});
   const auto chunks = chunks_of(model);
   source.look_for(chunks);
   ASSERT_TRUE(source.may_have(chunks[0]));

@@ -53,10 +53,12 @@ class PartialSource : public WeightSource {
     for (const ChunkRef& chunk : chunks) looked_for.push_back(number(chunk));
   }
   int n_fetchers() const override { return fetchers; }
+  bool may_be_helped() const override { return is_slow; }
   void announce(std::span<const ChunkRef> chunks) override {
     for (const ChunkRef& chunk : chunks) announced.push_back(number(chunk));
   }
   bool fetch(const ChunkRef& chunk, std::span<std::byte> out) override {
+    if (begins_to_fetch) begins_to_fetch();
     if (n_fetches++ >= breaks_at) throw ProtocolError("the source broke");
     if (!held_.contains(number(chunk))) return false;
     std::ranges::copy(tensors_.bytes_of(chunk), out.begin());
@@ -77,7 +79,8 @@ class PartialSource : public WeightSource {
 
   std::set<size_t> wrong;
   std::vector<size_t> looked_for, announced;
-  bool claims_all = false;
+  bool claims_all = false, is_slow = false;
+  std::function<void()> begins_to_fetch;
   int fetchers = 1;
   size_t breaks_at = ~size_t{0};
   std::atomic<size_t> n_fetches{0}, n_rejected{0}, n_offers{0}, n_wrong_offers{0};

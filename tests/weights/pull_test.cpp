@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <numeric>
+#include <thread>
 
 #include "weights/memory_chunks.h"
 
@@ -73,6 +75,67 @@ TEST(Pull, AsksTheNextSourceAfterWrongBytesAbsenceAndBreaking) {
   EXPECT_EQ(wrong.n_rejected, kChunks);
   EXPECT_EQ(breaking.n_fetches, 3u) << "a source that broke is not asked again";
   EXPECT_EQ(last.n_fetches, kChunks - 2);
+}
+
+TEST(Pull, HelpsASlowSourceWithTheTensorsThatItHasNotBegun) {
+  const MemoryTensors tensors(kSizes);
+  PartialSource slow(tensors, numbers(0, kChunks)), last(tensors, numbers(0, kChunks));
+  slow.is_slow = true;
+  std::atomic<bool> slow_has_begun = false;
+  slow.begins_to_fetch = [&] {
+    slow_has_begun = true;
+    while (last.n_fetches < kChunks - 1) std::this_thread::yield();
+  };
+  last.begins_to_fetch = [&] {
+    while (!slow_has_begun) std::this_thread::yield();
+  };
+  std::vector<WeightSource*> sources{&slow, &last};
+  const auto chunks = tensors.chunks();
+  size_t n = 0;
+  pull(chunks, sources, [&](const ChunkRef&, std::span<const std::byte>) { ++n; },
+       {.before_help = std::chrono::milliseconds(0), .seconds_left = 0});
+  EXPECT_EQ(n, kChunks);
+  EXPECT_EQ(slow.n_fetches, 1u);
+  EXPECT_EQ(last.n_fetches, kChunks - 1);
+  EXPECT_EQ(last.announced.size(), kChunks - 1);
+  EXPECT_EQ(last.announced.front(), 7u) << "the last tensor comes first, from its beginning";
+}
+
+TEST(Pull, GivesBackWhatCannotBeHelpedWith) {
+  const MemoryTensors tensors(kSizes);
+  for (const bool absent : {true, false}) {
+    PartialSource slow(tensors, numbers(0, kChunks)), last(tensors, numbers(0, absent ? 0 : kChunks));
+    slow.is_slow = true;
+    last.claims_all = true;
+    last.wrong = numbers(0, kChunks);
+    std::atomic<bool> slow_has_begun = false;
+    slow.begins_to_fetch = [&] {
+      slow_has_begun = true;
+      while (last.n_fetches == 0) std::this_thread::yield();
+    };
+    last.begins_to_fetch = [&] {
+      while (!slow_has_begun) std::this_thread::yield();
+    };
+    std::vector<WeightSource*> sources{&slow, &last};
+    const auto chunks = tensors.chunks();
+    size_t n = 0;
+    pull(chunks, sources, [&](const ChunkRef&, std::span<const std::byte>) { ++n; },
+         {.before_help = std::chrono::milliseconds(0), .seconds_left = 0});
+    EXPECT_EQ(n, kChunks);
+    EXPECT_EQ(slow.n_fetches, kChunks);
+    EXPECT_GT(last.n_fetches, 0u);
+  }
+}
+
+TEST(Pull, DoesNotHelpASourceThatIsFastEnough) {
+  const MemoryTensors tensors(kSizes);
+  PartialSource fast(tensors, numbers(0, kChunks)), last(tensors, numbers(0, kChunks));
+  fast.is_slow = true;
+  std::vector<WeightSource*> sources{&fast, &last};
+  const auto chunks = tensors.chunks();
+  pull(chunks, sources, [](const ChunkRef&, std::span<const std::byte>) {},
+       {.before_help = std::chrono::milliseconds(0), .seconds_left = 1e12});
+  EXPECT_EQ(last.n_fetches, 0u);
 }
 
 // Every way to spread nine chunks over a source that holds some and one that is asked for the rest after all.
