@@ -96,6 +96,10 @@ void print_markdown(const Json& r, const BenchOptions& o, const std::string& fil
       r["threads"].get<int>(), limits["read_bytes_per_s"].get<double>() / 1e9,
       limits["int8_ops_per_s"].get<double>() / 1e9, limits["f32_flop_per_s"].get<double>() / 1e9,
       format_bytes(peak_resident_memory_bytes()));
+  if (r.contains("predicted"))
+    fmt::print("predicted by the planner: prompts of {} tokens {:.2f} tokens/s, generation {:.2f} tokens/s\n",
+               plan::kTypicalPrompt, r["predicted"]["prompt_tokens_per_s"].get<double>(),
+               r["predicted"]["generation_tokens_per_s"].get<double>());
 }
 
 bool has_float_matrices(const gguf::Model& file) {
@@ -110,6 +114,7 @@ int run_bench(int argc, char** argv) {
   BenchOptions options;
   OptionParser parser = make_parser(options);
   options.model.n_parallel = 1;
+  options.model.wants_prediction = true;
   options.model.log_level = "warn";
   if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
   configure_logging(parse_log_level(options.model.log_level));
@@ -131,23 +136,26 @@ int run_bench(int argc, char** argv) {
 
   const double prompt_ops = 2 * work.per_prompt_row().multiplies * options.n_prompt +
                             2 * (work.per_token().multiplies - work.per_prompt_row().multiplies);
-  const Json result = {{"model", options.model.model},
-                       {"threads", n_threads},
-                       {"isa", std::string(isa_name(select_isa()))},
-                       {"backends", options.model.rpc},
-                       {"float_weights", has_float_matrices(opened.file())},
-                       {"prompt",
-                        {{"n", options.n_prompt},
-                         {"tokens_per_s", prompt.json()},
-                         {"ops_per_s", prompt_ops * prompt.median() / options.n_prompt}}},
-                       {"generation",
-                        {{"n", options.n_gen},
-                         {"tokens_per_s", generation.json()},
-                         {"weight_bytes_per_s", work.per_token().bytes * generation.median()}}},
-                       {"limits",
-                        {{"read_bytes_per_s", limits.read_bytes_per_s},
-                         {"int8_ops_per_s", limits.int8_ops_per_s},
-                         {"f32_flop_per_s", limits.f32_flop_per_s}}}};
+  Json result = {{"model", options.model.model},
+                 {"threads", n_threads},
+                 {"isa", std::string(isa_name(select_isa()))},
+                 {"backends", options.model.rpc},
+                 {"float_weights", has_float_matrices(opened.file())},
+                 {"prompt",
+                  {{"n", options.n_prompt},
+                   {"tokens_per_s", prompt.json()},
+                   {"ops_per_s", prompt_ops * prompt.median() / options.n_prompt}}},
+                 {"generation",
+                  {{"n", options.n_gen},
+                   {"tokens_per_s", generation.json()},
+                   {"weight_bytes_per_s", work.per_token().bytes * generation.median()}}},
+                 {"limits",
+                  {{"read_bytes_per_s", limits.read_bytes_per_s},
+                   {"int8_ops_per_s", limits.int8_ops_per_s},
+                   {"f32_flop_per_s", limits.f32_flop_per_s}}}};
+  if (const auto predicted = opened.pipeline().prediction())
+    result["predicted"] = {{"prompt_tokens_per_s", predicted->prompt},
+                           {"generation_tokens_per_s", predicted->generation}};
   if (options.format == "json") {
     fmt::print("{}\n", result.dump(2));
   } else {

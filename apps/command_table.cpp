@@ -19,6 +19,8 @@ constexpr Command kCommands[] = {
     {"cli", "llama-cli", "talk with a model, or continue a text, in the terminal", run_cli},
     {"embedding", "llama-embedding", "print embeddings of texts", run_embedding},
     {"bench", "", "measure prompt and generation speed against the machine's limits", run_bench},
+    {"plan", "", "show which backend would hold which layers, and how fast that would be", run_plan},
+    {"doctor", "", "check backends and the network between them", run_doctor},
     {"logits", "", "write the logits of given tokens to a file", run_logits},
     {"inspect", "", "print what a GGUF file holds", run_inspect},
     {"quantize", "llama-quantize", "write a model with smaller tensor types", run_quantize},

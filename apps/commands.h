@@ -10,6 +10,8 @@ int run_embedding(int argc, char** argv);
 int run_bench(int argc, char** argv);
 int run_logits(int argc, char** argv);
 int run_quantize(int argc, char** argv);
+int run_plan(int argc, char** argv);
+int run_doctor(int argc, char** argv);
 int run_health(int argc, char** argv);
 int run_token(int argc, char** argv);
 int run_entrypoint(int argc, char** argv);

@@ -12,6 +12,7 @@
 #include "cache_options.h"
 #include "cluster/remote_backend.h"
 #include "models/registry.h"
+#include "models/work.h"
 #include "tensor/dtype.h"
 
 namespace caravan::app {
@@ -64,11 +65,20 @@ cluster::ClusterOptions cluster_options(const ModelOptions& options, const model
   cluster.n_ctx = options.n_ctx;
   cluster.n_gpu_layers = options.n_gpu_layers;
   cluster.tensor_split = options.tensor_split;
+  cluster.goal = options.goal;
   cluster.n_hash_threads = thread_count(options.n_threads);
   const std::filesystem::path cache =
       options.cache_dir.empty() ? default_cache_folder() : std::filesystem::path(options.cache_dir);
   if (!cache.empty()) cluster.hash_folder = cache / "hashes";
   return cluster;
+}
+
+std::optional<plan::Goal> plan_goal(const std::string& name) {
+  if (name == "auto") return plan::Goal::automatic;
+  if (name == "latency") return plan::Goal::latency;
+  if (name == "throughput") return plan::Goal::throughput;
+  if (name == "memory") return std::nullopt;
+  throw RequestError("accepted: auto, latency, throughput, memory; found '" + name + "'");
 }
 
 std::string required_model(const ModelOptions& options) {
@@ -149,6 +159,13 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
               "shares of the layers per backend (by free memory)",
               {"LLAMA_ARG_TENSOR_SPLIT"},
               [&o](const std::string& value) { o.tensor_split = parse_shares(value); }});
+  parser.add(
+      {{"--plan"},
+       "GOAL",
+       "what layers are placed for: the speed of one request (latency), of many (throughput), of both (auto), or "
+       "the same share of each backend's memory (auto)",
+       {"APP_PLAN"},
+       [&o](const std::string& value) { o.goal = plan_goal(value); }});
   parser.add({{"--mem"},
               "MIB",
               "most memory for layers held by this process (what is free)",
@@ -376,8 +393,11 @@ OpenedModel::OpenedModel(const ModelOptions& options)
   if (!options.rpc.empty()) {
     io_ = std::make_unique<net::IoThreads>(2);
     const std::chrono::duration<double> timeout(options.rpc_timeout_s);
-    connector_ = cluster::make_remote_connector(
-        *io_, {options.rpc_token, std::chrono::duration_cast<std::chrono::milliseconds>(timeout)});
+    cluster::RemoteOptions remote{options.rpc_token, std::chrono::duration_cast<std::chrono::milliseconds>(timeout)};
+    if (options.wants_prediction || (options.goal && options.tensor_split.empty()))
+      remote.matrix_types =
+          models::main_types(models::model_work(models::find_arch(file_.metadata()), hp, models::tensor_map(file_)));
+    connector_ = cluster::make_remote_connector(*io_, std::move(remote));
   }
   pipeline_ = std::make_unique<cluster::ClusterPipeline>(file_, device_, connector_.get(), std::move(cluster));
 }

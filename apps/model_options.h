@@ -32,9 +32,11 @@ struct ModelOptions {
   uint32_t rpc_wait_s = 60, recovery_timeout_s = 60;
   double rpc_timeout_s = 5;
   bool rpc_relay = false;
-  std::optional<uint32_t> n_gpu_layers;  // -ngl
-  std::vector<double> tensor_split;      // -ts
-  std::string cache_dir;                 // --cache-dir; empty: the default folder
+  std::optional<uint32_t> n_gpu_layers;                    // -ngl
+  std::vector<double> tensor_split;                        // -ts
+  std::optional<plan::Goal> goal = plan::Goal::automatic;  // --plan; none: to fill memory alike
+  bool wants_prediction = false;                           // speeds are measured whether the plan needs them or not
+  std::string cache_dir;                                   // --cache-dir; empty: the default folder
   std::string log_level = "info";
 };
 

@@ -152,8 +152,8 @@ def main():
 
     def server(backends=f"{BACKEND_IP}:{PORT}", *options):
         start = time.perf_counter()
-        program = Program(SERVER_NS, [a.caravan, "server", "-m", a.model, "--rpc", backends, "-ngl", "99", "--port", "0", "-t", "1",
-                                      "-c", "512", "--cache-dir", str(folder / "server"), *options], environment)
+        program = Program(SERVER_NS, [a.caravan, "server", "-m", a.model, "--rpc", backends, "-ngl", "99", "--plan", "memory", "--port", "0",
+                                      "-t", "1", "-c", "512", "--cache-dir", str(folder / "server"), *options], environment)
         cpu = None
         program.wait_for("plan:")
         cpu = program.cpu_seconds()

@@ -118,7 +118,7 @@ class Server(Process):
     """A side: a server with its backends, if any."""
 
     def __init__(self, caravan, model, threads, backends=(), n_parallel=1, n_ctx=2560, extra=(), namespace=None):
-        rpc = ["--rpc", ",".join(b.address for b in backends), "-ngl", 99] if backends else []
+        rpc = ["--rpc", ",".join(b.address for b in backends), "-ngl", 99, "--plan", "memory"] if backends else []
         super().__init__(caravan, "server", "-m", model, "--host", "127.0.0.1", "--port", 0, "-t", threads, "-c", n_ctx, "-np",
                          n_parallel, "--log-level", "debug", *rpc, *extra, namespace=namespace)
         self.backends = backends

@@ -51,7 +51,7 @@ class Cluster:
             backend = Program([caravan, "backend", "--port", "0", "-t", "1"], token)
             self.programs.append(backend)
             addresses.append("127.0.0.1:" + backend.wait_for(r"backend on 127\.0\.0\.1:(\d+)").group(1))
-        server = Program([caravan, "server", "-m", model, "--rpc", ",".join(addresses), "-ngl", "99", "--port", "0", "-t", "1", "-c", "1024"], token)
+        server = Program([caravan, "server", "-m", model, "--rpc", ",".join(addresses), "-ngl", "99", "--plan", "memory", "--port", "0", "-t", "1", "-c", "1024"], token)
         self.programs.append(server)
         self.port = int(server.wait_for(r"listening on http://127\.0\.0\.1:(\d+)").group(1))
         server.wait_for("ready: ")

@@ -122,6 +122,18 @@ void decode(const net::Frame& frame) {
     case MessageType::probe_result:
       printable(parse_header<pb::ProbeResult>(frame).error(), 1024);
       break;
+    case MessageType::survey:
+      parse_header<pb::Survey>(frame);
+      break;
+    case MessageType::survey_result:
+      read_profile(parse_header<pb::SurveyResult>(frame));
+      break;
+    case MessageType::link_test:
+      parse_header<pb::LinkTest>(frame);
+      break;
+    case MessageType::link_test_result:
+      parse_header<pb::LinkTestResult>(frame);
+      break;
     case MessageType::attach: {
       const auto attach = parse_header<pb::Attach>(frame);
       InletTable().find(attach.key());

@@ -33,7 +33,7 @@ for i in 1 2; do
   pids+=($!)
   ports+=("$(wait_for "$logs/backend$i" '.*backend on 127.0.0.1:\([0-9]*\).*')")
 done
-"$caravan" server -m "$model" --rpc "127.0.0.1:${ports[0]},127.0.0.1:${ports[1]}" -ngl 99 --host 127.0.0.1 --port 0 \
+"$caravan" server -m "$model" --rpc "127.0.0.1:${ports[0]},127.0.0.1:${ports[1]}" -ngl 99 --plan memory --host 127.0.0.1 --port 0 \
   >"$logs/server" 2>&1 &
 pids+=($!)
 port=$(wait_for "$logs/server" '.*listening on http:\/\/127.0.0.1:\([0-9]*\).*')

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "remote/activity.h"
+#include "stage/profile.h"
 #include "stage/stage.h"
 
 namespace caravan::cluster {
@@ -30,6 +31,12 @@ class Backend {
   virtual std::unique_ptr<stage::Stage> make_stage() = 0;
   // What crossed the connection, and the round trips of heartbeats.
   virtual remote::LinkTraffic traffic() const { return {}; }
+  // How fast it computes and the connection is, measured when it was connected; null: not known.
+  struct Speeds {
+    stage::DeviceProfile device;
+    stage::LinkProfile link;
+  };
+  virtual const Speeds* speeds() const { return nullptr; }
   // Where other backends find this one (without stage and key); nullopt: nothing can come to it but from us.
   virtual std::optional<stage::PeerRoute> peer_address() const { return std::nullopt; }
   // Has this backend connect to another one, and waits: the round-trip time between the two. Throws Error saying why

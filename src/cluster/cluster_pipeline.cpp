@@ -77,6 +77,7 @@ struct ClusterPipeline::Candidate {
   plan::Placement placement;
   std::vector<plan::DeviceOffer> offers;
   std::vector<Membership::Member> members;  // parallel to offers; without a backend: this machine
+  std::map<size_t, std::string> left_out;   // why offers are not used
 
   // Why it cannot be used any more; empty: it can.
   std::string why_broken() const {
@@ -134,6 +135,7 @@ struct ClusterPipeline::ActivePlan {
 
   uint64_t epoch = 0;
   engine::PlanSummary summary;
+  std::optional<plan::Prediction> prediction;
   std::vector<Part> parts;
   std::mutex mutex;
   std::map<uint64_t, Flight> in_flight;  // under mutex; by ticket
@@ -163,6 +165,7 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
       arch_(models::find_arch(model.metadata())),
       hyperparameter_metadata_(models::hyperparameter_metadata(model.metadata(), options_.n_ctx)),
       hp_(arch_.read(hyperparameter_metadata_)),
+      work_(models::model_work(arch_, hp_, models::tensor_map(model))),
       session_(random_session()),
       hashes_(model, weights::HashMemory(options_.hash_folder)) {
   CARAVAN_ASSERT(connector_ != nullptr || options_.backends.empty(), "backends need a connector");
@@ -358,8 +361,61 @@ ClusterPipeline::Candidate ClusterPipeline::choose(Choice choice) const {
     throw ResourceError(request.tensor_split.empty() && options_.tensor_split.empty()
                             ? "no backend is there"
                             : "no backend is there to which --tensor-split gives layers");
-  candidate.placement = plan::place(request, candidate.offers);
+  place(request, candidate);
+  candidate.left_out = plan::left_out(request, candidate.offers, candidate.placement);
   return candidate;
+}
+
+// By memory; and then by speed, where that is wanted and the speeds of all are known.
+void ClusterPipeline::place(const plan::PlacementRequest& request, Candidate& candidate) const {
+  candidate.placement = plan::place(request, candidate.offers);
+  if (!membership_) return;
+  const bool uses_local = std::any_of(candidate.placement.stages.begin(), candidate.placement.stages.end(),
+                                      [&](const auto& placed) { return candidate.offers[placed.device].local; });
+  plan::CostModel::Input input;
+  for (const Membership::Member& member : candidate.members) {
+    const Backend::Speeds* speeds = member.backend ? member.backend->speeds() : nullptr;
+    if (member.backend && speeds == nullptr) return;
+    const bool measured = speeds != nullptr || uses_local;
+    input.devices.push_back(speeds != nullptr ? speeds->device : measured ? local_profile() : stage::DeviceProfile());
+    input.links.push_back(speeds != nullptr ? speeds->link : stage::LinkProfile());
+  }
+  input.work = work_;
+  for (const uint64_t bytes : request.needs.layer_kv_cache)
+    input.layer_kv_bytes.push_back(static_cast<double>(bytes) / request.cache.block_tokens);
+  input.n_embd = hp_.n_embd;
+  input.n_slots = request.cache.max_slots;
+  const plan::CostModel model(std::move(input));
+  candidate.placement = plan::place(request, candidate.offers, plan::Speed{model, options_.goal});
+}
+
+// Measured when layers first come to this machine.
+const stage::DeviceProfile& ClusterPipeline::local_profile() const {
+  const std::vector<tensor::DType> types = models::main_types(work_);
+  if (local_profile_.matrices.empty()) stage::measure_profile(device_, types, options_.local_memory, local_profile_);
+  return local_profile_;
+}
+
+ClusterPipeline::Proposal ClusterPipeline::propose() {
+  const auto deadline = Clock::now() + options_.rpc_wait;
+  if (!options_.backends.empty()) wait_for_backends(deadline);
+  Candidate candidate = choose();
+  probe_hops(candidate);
+  Proposal proposal;
+  for (const Membership::Member& member : candidate.members) {
+    const Backend::Speeds* speeds = member.backend ? member.backend->speeds() : nullptr;
+    proposal.speeds.push_back(speeds != nullptr ? std::optional(*speeds) : std::nullopt);
+  }
+  proposal.placement = std::move(candidate.placement);
+  proposal.offers = std::move(candidate.offers);
+  proposal.left_out = std::move(candidate.left_out);
+  if (membership_) proposal.missing = membership_->missing();
+  return proposal;
+}
+
+std::optional<plan::Prediction> ClusterPipeline::prediction() const {
+  const std::lock_guard lock(plan_mutex_);
+  return active_ ? active_->prediction : std::nullopt;
 }
 
 // On the best that the model fits.
@@ -445,7 +501,7 @@ void ClusterPipeline::load_plan(Loading& loading) {
   Candidate& candidate = loading.candidate;
   const plan::Placement& placement = candidate.placement;
   probe_hops(candidate);
-  spdlog::info("plan:\n{}", plan::describe(placement, candidate.offers));
+  spdlog::info("plan:\n{}", plan::describe(placement, candidate.offers, candidate.left_out));
   auto next = std::make_unique<ActivePlan>();
   for (size_t i = 0; i < placement.stages.size(); ++i) {
     const plan::PlacedStage& placed = placement.stages[i];
@@ -474,6 +530,7 @@ void ClusterPipeline::load_plan(Loading& loading) {
   }
   open_stages(*next);
   next->summary = summarize(*next, candidate);
+  next->prediction = placement.prediction;
   loading.plan = std::move(next);
 }
 

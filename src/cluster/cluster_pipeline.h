@@ -21,6 +21,7 @@
 #include "engine/pipeline.h"
 #include "gguf/reader.h"
 #include "models/arch.h"
+#include "models/work.h"
 #include "plan/placement.h"
 #include "remote/codec.h"
 #include "weights/hash_memory.h"
@@ -43,6 +44,7 @@ struct ClusterOptions {
   uint64_t local_memory = 0;  // bytes the server's own stages may take; 0: no local stages beside backends
   int n_hash_threads = 1;
   std::filesystem::path hash_folder;  // where hashes of models are remembered; empty: nowhere
+  std::optional<plan::Goal> goal;     // what layers are placed for, where speeds are known; none: to fill memory alike
   bool relay = false;                 // activations go through this process even where backends reach each other
 };
 
@@ -60,6 +62,18 @@ class ClusterPipeline : public engine::Pipeline {
   // plan, which is loaded beside the one in use where memory allows.
   // Throws ResourceError with need and have, Error naming the missing backends, or what loading threw.
   void start();
+
+  // Connects and places as start() would, and loads nothing. Instead of start(). Throws as start().
+  struct Proposal {
+    plan::Placement placement;
+    std::vector<plan::DeviceOffer> offers;
+    std::vector<std::optional<Backend::Speeds>> speeds;  // parallel to offers
+    std::map<size_t, std::string> left_out;              // why, by index of the offer
+    std::vector<std::string> missing;                    // backends that did not answer
+  };
+  Proposal propose();
+  // Of the plan in use, where speeds are known.
+  std::optional<plan::Prediction> prediction() const;
 
   uint64_t submit(stage::Batch batch) override;
   std::optional<engine::PipelineEvent> poll(std::chrono::milliseconds timeout) override;
@@ -101,6 +115,8 @@ class ClusterPipeline : public engine::Pipeline {
   plan::PlacementRequest placement_request() const;
   Candidate choose(Choice choice) const;
   Candidate choose() const;
+  void place(const plan::PlacementRequest& request, Candidate& candidate) const;
+  const stage::DeviceProfile& local_profile() const;
   bool is_avoided(const Membership::Member& member, Choice choice) const;
   void load_plan(Loading& loading);
   void probe_hops(Candidate& candidate) const;
@@ -142,6 +158,7 @@ class ClusterPipeline : public engine::Pipeline {
   const models::Hyperparameters hp_;
   // Until then no stage hands its output on by itself.
   std::atomic<std::chrono::steady_clock::time_point> relay_until_{};
+  const models::ModelWork work_;
   const uint64_t session_;  // random, names this server's use of the stages
 
   // Used by start(), and then by the thread that loads a plan.
@@ -154,8 +171,9 @@ class ClusterPipeline : public engine::Pipeline {
     std::chrono::milliseconds wait;
     bool was_over = false;
   };
-  std::map<std::string, Avoided> avoided_;  // devices that failed lately, by name
-  std::string numeric_class_;               // of all stages of the last plan; empty: they differ, or there is none
+  mutable stage::DeviceProfile local_profile_;  // of this machine; empty until it is needed
+  std::map<std::string, Avoided> avoided_;      // devices that failed lately, by name
+  std::string numeric_class_;                   // of all stages of the last plan; empty: they differ, or there is none
   std::unique_ptr<Loading> loading_;
   uint64_t considered_ = 0;  // the membership's generation that the plan in use was compared with
   uint32_t n_refused_ = 0;   // reservations, one after the other

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "base/log.h"
 #include "net/endpoint.h"
 #include "net/tls.h"
 #include "remote/backend_link.h"
@@ -14,14 +15,16 @@ namespace {
 constexpr uint16_t kDefaultPort = 50052;
 constexpr auto kMemoryTimeout = std::chrono::seconds(20);        // a step in progress ends before its stage is freed
 constexpr auto kProbeTimeout = std::chrono::milliseconds(2500);  // the backend itself gives up after 2 s
+constexpr auto kSurveyTimeout = std::chrono::seconds(20);        // of a machine that is busy
+constexpr auto kLinkTestTimeout = std::chrono::seconds(5);
 constexpr auto kResolveTimeout = std::chrono::seconds(5);
 // A backend's first device holds our layers.
 constexpr size_t kDevice = 0;
 
 class RemoteBackend : public Backend {
  public:
-  RemoteBackend(std::string name, std::shared_ptr<remote::BackendLink> link)
-      : name_(std::move(name)), link_(std::move(link)) {}
+  RemoteBackend(std::string name, std::shared_ptr<remote::BackendLink> link, std::optional<Speeds> speeds)
+      : name_(std::move(name)), link_(std::move(link)), speeds_(std::move(speeds)) {}
   ~RemoteBackend() override { link_->close(); }
 
   const std::string& name() const override { return name_; }
@@ -30,6 +33,7 @@ class RemoteBackend : public Backend {
   std::string numeric_class() const override { return link_->info().devices.at(kDevice).numeric_class; }
   std::unique_ptr<stage::Stage> make_stage() override { return std::make_unique<remote::RemoteStage>(link_, kDevice); }
   remote::LinkTraffic traffic() const override { return link_->traffic(); }
+  const Speeds* speeds() const override { return speeds_ ? &*speeds_ : nullptr; }
   std::optional<stage::PeerRoute> peer_address() const override {
     return stage::PeerRoute{link_->info().advertised, link_->info().id, 0, ""};
   }
@@ -40,6 +44,7 @@ class RemoteBackend : public Backend {
  private:
   const std::string name_;
   const std::shared_ptr<remote::BackendLink> link_;  // shared with the stages on it
+  const std::optional<Speeds> speeds_;
 };
 
 class RemoteConnector : public BackendConnector {
@@ -74,10 +79,31 @@ class RemoteConnector : public BackendConnector {
     if (link->info().devices.empty()) throw Error("backend " + name + " offers no device");
     link->on_lost([lost = std::move(events.lost)](const std::string& reason) { lost(reason); });
     link->on_leaving(std::move(events.leaving));
-    return std::make_unique<RemoteBackend>(name, std::move(link));
+    std::optional<Backend::Speeds> speeds = measure(*link);
+    return std::make_unique<RemoteBackend>(name, std::move(link), std::move(speeds));
   }
 
  private:
+  // nullopt: not wanted, or not to be had.
+  std::optional<Backend::Speeds> measure(remote::BackendLink& link) const {
+    if (options_.matrix_types.empty()) return std::nullopt;
+    const std::string who = link.info().endpoint.text();
+    if (!link.knows_surveys()) {
+      spdlog::warn("backend {} is of an earlier version: how fast it computes is not known", who);
+      return std::nullopt;
+    }
+    try {
+      const stage::LinkProfile connection = link.measure(kLinkTestTimeout);
+      remote::BackendLink::Survey survey = link.survey(kDevice, options_.matrix_types, kSurveyTimeout);
+      if (survey.profile) return Backend::Speeds{std::move(*survey.profile), connection};
+      spdlog::warn("backend {}: how fast it computes is not known: {}", who, survey.error);
+    } catch (const Error& error) {
+      if (!link.alive()) throw;
+      spdlog::warn("{}; how fast it is counts as unknown", error.what());
+    }
+    return std::nullopt;
+  }
+
   net::IoThreads& io_;
   const RemoteOptions options_;
 };

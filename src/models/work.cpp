@@ -49,4 +49,17 @@ ModelWork model_work(const Arch& arch, const Hyperparameters& hp, const graph::T
   return work;
 }
 
+std::vector<tensor::DType> main_types(const ModelWork& work) {
+  constexpr double kNoteworthy = 1.0 / 50;
+  WorkByType sums = work.output;
+  for (const WorkByType& layer : work.layers)
+    for (const auto& [type, part] : layer) sums[type] += part;
+  double bytes = 0;
+  for (const auto& [type, part] : sums) bytes += part.bytes;
+  std::vector<tensor::DType> types;
+  for (const auto& [type, part] : sums)
+    if (part.bytes >= kNoteworthy * bytes) types.push_back(type);
+  return types;
+}
+
 }  // namespace caravan::models

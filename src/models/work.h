@@ -33,6 +33,9 @@ struct ModelWork {
   Work per_prompt_row() const;
 };
 
+// The types that hold a noteworthy part of a model's matrices, a fiftieth of all bytes or more: whose speed matters.
+std::vector<tensor::DType> main_types(const ModelWork& work);
+
 // The work of a model whose file has these tensors. Throws FormatError when they do not fit the architecture.
 ModelWork model_work(const Arch& arch, const Hyperparameters& hp, const graph::TensorMap& tensors);
 

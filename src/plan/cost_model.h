@@ -19,12 +19,6 @@
 
 namespace caravan::plan {
 
-// Between the server and a device.
-struct LinkProfile {
-  double latency_seconds = 0;  // one way
-  double bytes_per_s = 1e12;
-};
-
 // A device's run of layers.
 struct StageSpan {
   size_t device = 0;  // index into the devices
@@ -54,7 +48,7 @@ class CostModel {
     uint32_t n_slots = 1;
     double context = kTypicalPrompt;  // tokens that a row attends to
     std::vector<stage::DeviceProfile> devices;
-    std::vector<LinkProfile> links;  // per device
+    std::vector<stage::LinkProfile> links;  // per device
   };
   explicit CostModel(Input input);
 

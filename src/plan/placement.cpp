@@ -170,8 +170,8 @@ void place_for_speed(const PlacementRequest& request, const std::vector<DeviceOf
     return PlacedStage{s.device, {s.begin, s.end, s.begin == 0, s.end == request.n_layer}, sizes.need(s.begin, s.end)};
   };
   std::vector<StageSpan> spans = fixed;
-  if (begin < request.n_layer && request.tensor_split.empty()) {
-    const auto fastest = fastest_stages(speed.model, fixed, begin, backends, fits, speed.goal);
+  if (begin < request.n_layer && request.tensor_split.empty() && speed.goal) {
+    const auto fastest = fastest_stages(speed.model, fixed, begin, backends, fits, *speed.goal);
     if (fastest) {
       spans = *fastest;
       placement.stages.clear();
@@ -305,19 +305,26 @@ std::map<size_t, std::string> left_out(const PlacementRequest& request, const st
   return reasons;
 }
 
-std::string describe(const Placement& placement, const std::vector<DeviceOffer>& offers) {
-  const auto text = [](InputPath input) {
-    return input == InputPath::direct ? "direct" : input == InputPath::relayed ? "relayed" : "server";
-  };
+std::string_view input_name(InputPath input) {
+  return input == InputPath::direct ? "direct" : input == InputPath::relayed ? "relayed" : "server";
+}
+
+std::string describe(const Placement& placement, const std::vector<DeviceOffer>& offers,
+                     const std::map<size_t, std::string>& left_out) {
   std::string table = fmt::format("{:<28} {:>10} {:>8} {:>10} {:>10} {:>10} {:>10}", "device", "layers", "input",
                                   "weights", "KV cache", "scratch", "free");
   for (const PlacedStage& stage : placement.stages) {
     const DeviceOffer& offer = offers[stage.device];
     table += fmt::format("\n{:<28} {:>10} {:>8} {:>10} {:>10} {:>10} {:>10}", offer.name,
-                         fmt::format("{}-{}", stage.slice.layer_begin, stage.slice.layer_end - 1), text(stage.input),
-                         format_bytes(stage.need.weights), format_bytes(stage.need.kv_cache),
+                         fmt::format("{}-{}", stage.slice.layer_begin, stage.slice.layer_end - 1),
+                         input_name(stage.input), format_bytes(stage.need.weights), format_bytes(stage.need.kv_cache),
                          format_bytes(stage.need.scratch), format_bytes(offer.memory_free));
   }
+  for (const auto& [device, reason] : left_out)
+    if (!offers[device].local) table += fmt::format("\n{:<28} left out: {}", offers[device].name, reason);
+  if (const auto& p = placement.prediction)
+    table += fmt::format("\npredicted: prompt {:.4g} tokens/s, generation {:.4g} tokens/s, {:.4g} with {} sequences",
+                         p->prompt, p->generation, p->streams, placement.cache.max_slots);
   return table;
 }
 

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "plan/cost_model.h"
@@ -42,6 +43,7 @@ struct PlacementRequest {
 
 // How the hidden rows come to a stage: straight from the machine of the stage before, or through the server.
 enum class InputPath : uint8_t { server, direct, relayed };
+std::string_view input_name(InputPath input);
 
 struct PlacedStage {
   size_t device = 0;  // index into the offers
@@ -50,10 +52,11 @@ struct PlacedStage {
   InputPath input = InputPath::server;  // set by who has tried: relayed where it would better be direct
 };
 
-// How fast the devices are, and what the plan is chosen for. The model's devices are the offers.
+// How fast the devices are, and what the plan is chosen for; nullopt: as without speeds, but with a prediction. The
+// model's devices are the offers.
 struct Speed {
   const CostModel& model;
-  Goal goal = Goal::automatic;
+  std::optional<Goal> goal = Goal::automatic;
 };
 
 struct Placement {
@@ -66,9 +69,9 @@ struct Placement {
 // Places all layers, contiguous per device. The context is settled first: what is asked for, or the largest that fits.
 // Without tensor_split and speed every device, in the order of offers, is filled to the same share of its free memory,
 // as far as whole layers allow; where speeds are known, backends are ordered, filled and left out for the goal. Local
-// offers come in only as n_gpu_layers demands, where
-// there is no other, or where the others do not suffice. Throws ResourceError with a table of need and have per device
-// when the model does not fit, RequestError for a tensor_split that does not match the offers.
+// offers come in only as n_gpu_layers demands, where there is no other, or where the others do not suffice. Throws
+// ResourceError with a table of need and have per device when the model does not fit, RequestError for a tensor_split
+// that does not match the offers.
 Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
                 const std::optional<Speed>& speed = std::nullopt);
 
@@ -79,7 +82,9 @@ std::map<size_t, std::string> left_out(const PlacementRequest& request, const st
 // Blocks per group for sequences of n_ctx tokens in all: what place() chooses.
 std::vector<uint32_t> blocks_for_context(const PlacementRequest& request, uint32_t n_ctx);
 
-// The table that `caravan server` logs: device, layers, input, weights, KV cache, scratch, free.
-std::string describe(const Placement& placement, const std::vector<DeviceOffer>& offers);
+// The table that `caravan server` logs: device, layers, input, weights, KV cache, scratch, free; then what is left out
+// and why, and the predicted speeds where there are any.
+std::string describe(const Placement& placement, const std::vector<DeviceOffer>& offers,
+                     const std::map<size_t, std::string>& left_out);
 
 }  // namespace caravan::plan

@@ -7,7 +7,9 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/progress.h"
 #include "net/tls.h"
+#include "remote/codec.h"
 
 namespace caravan::remote {
 
@@ -82,6 +84,11 @@ class BackendLink::State : public std::enable_shared_from_this<State> {
   net::FrameLimits limits(uint16_t type) const;
   void handle(net::Frame frame);
   void handle_for_stage(net::Frame frame);
+  template <typename Message>
+  void handle_answer(net::Frame frame);
+  template <typename Message>
+  std::optional<net::Frame> ask(MessageType type, Message message, std::vector<std::byte> payload,
+                                std::chrono::milliseconds timeout);
   void lost(const std::string& cause);
   std::shared_ptr<Listener> find(uint32_t stage) const;
   // The sequence number of a heartbeat that is sent now. With mutex held.
@@ -106,8 +113,8 @@ class BackendLink::State : public std::enable_shared_from_this<State> {
   LinkTraffic traffic;                                              // under mutex; without bytes
   std::map<uint32_t, StageQueue> queues;                            // under mutex; by stage
   std::set<uint32_t> unloading;                                     // under mutex; stages that the backend is to free
-  std::map<uint64_t, std::optional<pb::ProbeResult>> probes;        // under mutex; by sequence
-  uint64_t last_probe = 0;                                          // under mutex
+  std::map<uint64_t, std::optional<net::Frame>> answers;            // under mutex; that are waited for, by sequence
+  uint64_t last_question = 0;                                       // under mutex
   std::function<void(const std::string&)> lost_callback;            // under mutex
   std::function<void()> leaving_callback;                           // under mutex
   bool leaving = false;                                             // under mutex
@@ -254,15 +261,41 @@ void BackendLink::State::handle(net::Frame frame) {
       if (callback) callback();
       return acknowledged.notify_all();
     }
-    case MessageType::probe_result: {
-      auto result = parse_header<pb::ProbeResult>(frame);
-      const std::lock_guard lock(mutex);
-      if (const auto asked = probes.find(result.sequence()); asked != probes.end()) asked->second = std::move(result);
-      return acknowledged.notify_all();
-    }
+    case MessageType::probe_result:
+      return handle_answer<pb::ProbeResult>(std::move(frame));
+    case MessageType::survey_result:
+      return handle_answer<pb::SurveyResult>(std::move(frame));
+    case MessageType::link_test_result:
+      return handle_answer<pb::LinkTestResult>(std::move(frame));
     default:
       return handle_for_stage(std::move(frame));
   }
+}
+
+template <typename Message>
+void BackendLink::State::handle_answer(net::Frame frame) {
+  const uint64_t sequence = parse_header<Message>(frame).sequence();
+  {
+    const std::lock_guard lock(mutex);
+    if (const auto asked = answers.find(sequence); asked != answers.end()) asked->second = std::move(frame);
+  }
+  acknowledged.notify_all();
+}
+
+// Sends a message with a new sequence and waits for the answer that has the same; nullopt: none came in time. Throws
+// Error when the link is lost.
+template <typename Message>
+std::optional<net::Frame> BackendLink::State::ask(MessageType type, Message message, std::vector<std::byte> payload,
+                                                  std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex);
+  const uint64_t sequence = ++last_question;
+  answers.emplace(sequence, std::nullopt);
+  message.set_sequence(sequence);
+  channel->send(type, message, std::move(payload));
+  acknowledged.wait_for(lock, timeout, [&] { return answers.at(sequence) || !lost_reason.empty(); });
+  std::optional<net::Frame> answer = std::move(answers.extract(sequence).mapped());
+  if (!lost_reason.empty()) throw Error(lost_reason);
+  return answer;
 }
 
 void BackendLink::State::handle_for_stage(net::Frame frame) {
@@ -440,23 +473,63 @@ LinkTraffic BackendLink::traffic() const {
 
 std::chrono::microseconds BackendLink::probe(const std::string& endpoint, const std::string& backend_id,
                                              std::chrono::milliseconds timeout) {
-  State& state = *state_;
-  std::unique_lock lock(state.mutex);
-  const uint64_t sequence = ++state.last_probe;
-  state.probes.emplace(sequence, std::nullopt);
   pb::Probe message;
-  message.set_sequence(sequence);
   message.set_endpoint(endpoint);
   message.set_backend_id(backend_id);
-  state.channel->send(MessageType::probe, message);
-  state.acknowledged.wait_for(lock, timeout, [&] { return state.probes.at(sequence) || !state.lost_reason.empty(); });
-  const std::optional<pb::ProbeResult> result = std::move(state.probes.extract(sequence).mapped());
-  if (!state.lost_reason.empty()) throw Error(state.lost_reason);
-  if (!result)
-    throw Error(fmt::format("{} did not say within {:.1f} s whether it reaches {}", state.who,
+  const std::optional<net::Frame> answer = state_->ask(MessageType::probe, message, {}, timeout);
+  if (!answer)
+    throw Error(fmt::format("{} did not say within {:.1f} s whether it reaches {}", state_->who,
                             std::chrono::duration<double>(timeout).count(), endpoint));
-  if (!result->error().empty()) throw Error(fmt::format("{}: {}", state.who, printable(result->error(), 1024)));
-  return std::chrono::microseconds(result->rtt_us());
+  const auto result = parse_header<pb::ProbeResult>(*answer);
+  if (!result.error().empty()) throw Error(fmt::format("{}: {}", state_->who, printable(result.error(), 1024)));
+  return std::chrono::microseconds(result.rtt_us());
+}
+
+BackendLink::Survey BackendLink::survey(size_t device, std::span<const tensor::DType> types,
+                                        std::chrono::milliseconds timeout) {
+  pb::Survey message;
+  message.set_device(static_cast<uint32_t>(device));
+  for (const tensor::DType type : types) message.add_types(static_cast<uint32_t>(type));
+  const std::optional<net::Frame> answer = state_->ask(MessageType::survey, message, {}, timeout);
+  if (!answer)
+    throw Error(fmt::format("{} did not say within {:.1f} s how fast it is", state_->who,
+                            std::chrono::duration<double>(timeout).count()));
+  const auto result = parse_header<pb::SurveyResult>(*answer);
+  Survey survey;
+  survey.error = printable(result.error(), 1024);
+  if (survey.error.empty() && !types.empty()) survey.profile = read_profile(result);
+  using Milliseconds = std::chrono::milliseconds;
+  const auto now = std::chrono::duration_cast<Milliseconds>(std::chrono::system_clock::now().time_since_epoch());
+  survey.clock_ahead = Milliseconds(static_cast<int64_t>(result.clock_ms() - static_cast<uint64_t>(now.count())));
+  for (const std::string& problem : result.problems()) survey.problems.push_back(printable(problem, 1024));
+  return survey;
+}
+
+stage::LinkProfile BackendLink::measure(std::chrono::milliseconds timeout) {
+  using Clock = std::chrono::steady_clock;
+  const auto deadline = Clock::now() + timeout;
+  const auto seconds_of = [&](uint32_t bytes) {
+    pb::LinkTest message;
+    message.set_reply_bytes(bytes);
+    const auto start = Clock::now();
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - start);
+    if (!state_->ask(MessageType::link_test, message, std::vector<std::byte>(bytes), left))
+      throw Error(fmt::format("{} did not send {} back within {:.1f} s", state_->who, format_bytes(bytes),
+                              std::chrono::duration<double>(timeout).count()));
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  };
+  constexpr int kRoundTrips = 5;
+  constexpr uint32_t kFirstBytes = 64 << 10;
+  constexpr double kLongEnough = 0.02;
+  double round_trip = seconds_of(0);
+  for (int i = 1; i < kRoundTrips; ++i) round_trip = std::min(round_trip, seconds_of(0));
+  // A connection gathers speed: what takes short is sent again, and more of it.
+  stage::LinkProfile link{round_trip / 2, 0};
+  for (uint32_t bytes = kFirstBytes;; bytes = std::min(4 * bytes, kMaxLinkTestBytes)) {
+    const double seconds = seconds_of(bytes);
+    link.bytes_per_s = std::max(link.bytes_per_s, 2.0 * bytes / std::max(seconds - round_trip, 1e-6));
+    if (seconds > kLongEnough || bytes == kMaxLinkTestBytes) return link;
+  }
 }
 
 bool BackendLink::alive() const { return !state_->channel->closed(); }

@@ -8,6 +8,8 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,6 +17,7 @@
 #include "net/io.h"
 #include "remote/activity.h"
 #include "remote/channel.h"
+#include "stage/profile.h"
 
 namespace caravan::remote {
 
@@ -84,6 +87,23 @@ class BackendLink {
   // it cannot be reached from there.
   std::chrono::microseconds probe(const std::string& endpoint, const std::string& backend_id,
                                   std::chrono::milliseconds timeout);
+
+  // Whether it can be asked survey() and measure(): backends of earlier versions cannot.
+  bool knows_surveys() const { return info().protocol_minor >= kMinorWithSurveys; }
+
+  // What a backend says of its machine.
+  struct Survey {
+    std::optional<stage::DeviceProfile> profile;  // with types asked for that it could measure
+    std::string error;                            // why there is none
+    std::chrono::milliseconds clock_ahead{0};     // of ours; as exact as the round trip is short
+    std::vector<std::string> problems;            // what it knows to be wrong, for people
+  };
+  // Asks the backend how fast one of its devices multiplies by matrices of these types (none: only for the rest), and
+  // waits; it may have to measure that, a third of a second for each type. Throws Error when no answer comes in time.
+  Survey survey(size_t device, std::span<const tensor::DType> types, std::chrono::milliseconds timeout);
+  // Sends some bytes there and back to measure the connection: up to 2 MiB each way, or what goes in a few
+  // milliseconds. Throws Error when it takes longer than timeout.
+  stage::LinkProfile measure(std::chrono::milliseconds timeout);
 
   bool alive() const;
   // "backend 10.0.0.2:50052 closed the connection"; empty while it is alive.

@@ -22,6 +22,7 @@
 #include "remote/reaper.h"
 #include "remote/slice_store.h"
 #include "remote/stage_seat.h"
+#include "remote/surveyor.h"
 
 namespace caravan::remote {
 
@@ -57,7 +58,8 @@ class BackendService::State : public std::enable_shared_from_this<State> {
         quota(options.quota),
         listener(io_threads, options.endpoint),
         id(random_bytes(16)),
-        expiry(listener.executor()) {
+        expiry(listener.executor()),
+        surveyor(slice_host, store, options.cache, [this] { return status().activity.n_tickets; }) {
     if (!options.token.empty()) psk.emplace(options.token);
     if (options.name.empty()) options.name = host_name();
     if (!options.advertise.empty()) net::parse_endpoint(options.advertise);  // throws for what is none
@@ -103,6 +105,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   Activity activity;                                         // under mutex; of peers that are gone
   bool stopping = false;                                     // under mutex
   std::atomic<bool> leaving{false};
+  Surveyor surveyor;
 };
 
 namespace {
@@ -145,6 +148,7 @@ class Peer : public std::enable_shared_from_this<Peer> {
   void unload(uint32_t stage);
   void probe(const pb::Probe& message);
   void attach(const pb::Attach& message);
+  void test_link(const pb::LinkTest& message);
   void forward(const pb::Forward& message, std::vector<std::byte> payload);
   net::awaitable<void> refuse(pb::Error::Code code, const std::string& text);
 
@@ -299,6 +303,17 @@ void Peer::attach(const pb::Attach& message) {
   channel_->send(MessageType::attached, reply);
 }
 
+void Peer::test_link(const pb::LinkTest& message) {
+  if (message.reply_bytes() > kMaxLinkTestBytes)
+    throw ProtocolError(
+        fmt::format("LinkTest: {} bytes wanted, at most {} are sent", message.reply_bytes(), kMaxLinkTestBytes));
+  if (channel_->queued_bytes() > uint64_t{8} * kMaxLinkTestBytes)
+    throw ProtocolError("LinkTest: the answer before was not read");
+  pb::LinkTestResult reply;
+  reply.set_sequence(message.sequence());
+  channel_->send(MessageType::link_test_result, reply, std::vector<std::byte>(message.reply_bytes()));
+}
+
 void Peer::leave_route(const std::string& reason) {
   if (inlet_) inlet_->detach(reason);
 }
@@ -377,6 +392,10 @@ void Peer::handle(net::Frame frame) {
     }
     case MessageType::probe:
       return probe(parse_header<pb::Probe>(frame));
+    case MessageType::survey:
+      return service_.surveyor.post(parse_header<pb::Survey>(frame), channel_);
+    case MessageType::link_test:
+      return test_link(parse_header<pb::LinkTest>(frame));
     case MessageType::attach:
       return attach(parse_header<pb::Attach>(frame));
     case MessageType::have_chunks:
@@ -704,6 +723,7 @@ void BackendService::State::stop() {
   }
   giver.stop();
   prober.wait_for_earlier({});
+  surveyor.finish();
   reaper.wait_for_earlier({});
   store.clear();  // this object may live on a little, the host perhaps not
 }

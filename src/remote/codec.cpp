@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 
@@ -441,6 +442,36 @@ std::vector<float> decode_floats(std::span<const std::byte> bytes) {
     throw FormatError(fmt::format("{} bytes are no whole number of f32 values", bytes.size()));
   ByteReader reader(bytes, "f32 values");
   return read_array<float>(reader, bytes.size() / sizeof(float), "f32 values");
+}
+
+void write_profile(pb::SurveyResult& out, const stage::DeviceProfile& profile) {
+  for (const auto& [type, rate] : profile.matrices) {
+    pb::MatrixRate& row = *out.add_matrices();
+    row.set_type(static_cast<uint32_t>(type));
+    row.set_bytes_per_s(rate.bytes_per_s);
+    row.set_ops_per_s(rate.ops_per_s);
+  }
+  out.set_cache_bytes_per_s(profile.cache_bytes_per_s);
+  out.set_step_seconds(profile.step_seconds);
+}
+
+stage::DeviceProfile read_profile(const pb::SurveyResult& result) {
+  const auto rate = [](double value) {
+    if (!(value > 0 && std::isfinite(value))) throw ProtocolError(fmt::format("SurveyResult: {} is no speed", value));
+    return value;
+  };
+  stage::DeviceProfile profile;
+  for (const pb::MatrixRate& row : result.matrices()) {
+    const stage::MatrixRate speeds{rate(row.bytes_per_s()), rate(row.ops_per_s())};
+    if (const tensor::DTypeInfo* info = tensor::find_dtype(row.type()); info != nullptr)
+      profile.matrices[info->type] = speeds;
+  }
+  if (profile.matrices.empty()) throw ProtocolError("SurveyResult: no speeds");
+  profile.cache_bytes_per_s = rate(result.cache_bytes_per_s());
+  if (!(result.step_seconds() >= 0 && std::isfinite(result.step_seconds())))
+    throw ProtocolError(fmt::format("SurveyResult: {} is no time", result.step_seconds()));
+  profile.step_seconds = result.step_seconds();
+  return profile;
 }
 
 }  // namespace caravan::remote

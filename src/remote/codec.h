@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "remote/protocol.h"
 #include "stage/batch.h"
+#include "stage/profile.h"
 #include "stage/stage.h"
 
 namespace caravan::remote {
@@ -66,6 +67,11 @@ void decode_output(std::span<const std::byte> payload, const stage::Batch& batch
 
 void write_fence(pb::Fence& out, const stage::Fence& fence);
 stage::Fence read_fence(const pb::Fence& fence);
+
+// The speeds in a survey's answer. read throws ProtocolError for numbers that are no speeds; types of a later version
+// are left out.
+void write_profile(pb::SurveyResult& out, const stage::DeviceProfile& profile);
+stage::DeviceProfile read_profile(const pb::SurveyResult& result);
 
 // f32 values as raw bytes and back; throws FormatError when the size is no multiple of 4.
 std::vector<float> decode_floats(std::span<const std::byte> bytes);

@@ -13,6 +13,7 @@ namespace caravan::remote {
 inline constexpr uint32_t kProtocolMajor = 2;
 inline constexpr uint32_t kProtocolMinor = 1;
 inline constexpr uint32_t kMinorWithSharedWeights = 1;  // LoadSlice names other backends; they give chunks
+inline constexpr uint32_t kMinorWithSurveys = 1;        // backends know Survey and LinkTest
 
 enum class MessageType : uint16_t {
   hello = 1,
@@ -39,6 +40,10 @@ enum class MessageType : uint16_t {
   probe_result = 22,
   attach = 23,
   attached = 24,
+  survey = 25,
+  survey_result = 26,
+  link_test = 27,
+  link_test_result = 28,
   have_chunks = 29,
   have_chunks_result = 30,
   fetch_chunk = 31,
@@ -78,6 +83,8 @@ inline constexpr uint64_t kMaxForwardBytes = uint64_t{1} << 30;
 inline constexpr size_t kRouteKeyBytes = 32;      // secret of a route between two backends
 inline constexpr uint32_t kMaxHops = 1024;        // stages that a step passes
 inline constexpr uint32_t kMaxProbesAtOnce = 16;  // per backend
+inline constexpr uint32_t kMaxSurveyTypes = 64;   // of tensors, in one message
+inline constexpr uint32_t kMaxLinkTestBytes = 1 << 20;
 
 // Keeps libprotobuf from writing to stderr what peers send: a message that does not parse is reported by whoever reads
 // it. Process-wide; called by both ends of the protocol before they read.

@@ -65,4 +65,9 @@ ReadyStage DeviceSliceHost::make_stage(size_t device, const stage::LoadRequest& 
   return ready;
 }
 
+void DeviceSliceHost::measure(size_t device, std::span<const tensor::DType> types, uint64_t most_bytes,
+                              stage::DeviceProfile& profile) {
+  stage::measure_profile(*devices_.at(device), types, most_bytes, profile);
+}
+
 }  // namespace caravan::remote

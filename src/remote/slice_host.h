@@ -9,6 +9,7 @@
 
 #include "device/device.h"
 #include "stage/loaded_slice.h"
+#include "stage/profile.h"
 #include "stage/stage.h"
 
 namespace caravan::remote {
@@ -48,6 +49,9 @@ class SliceHost {
   // A stage with its own KV cache over loaded weights.
   virtual ReadyStage make_stage(size_t device, const stage::LoadRequest& request,
                                 std::shared_ptr<const ResidentWeights> weights) = 0;
+  // Adds to profile the types it lacks, see stage::measure_profile().
+  virtual void measure(size_t device, std::span<const tensor::DType> types, uint64_t most_bytes,
+                       stage::DeviceProfile& profile) = 0;
 };
 
 // Slices on the devices of this machine.
@@ -60,6 +64,8 @@ class DeviceSliceHost : public SliceHost {
   std::unique_ptr<SliceLoad> begin_load(size_t device, const stage::LoadRequest& request) override;
   ReadyStage make_stage(size_t device, const stage::LoadRequest& request,
                         std::shared_ptr<const ResidentWeights> weights) override;
+  void measure(size_t device, std::span<const tensor::DType> types, uint64_t most_bytes,
+               stage::DeviceProfile& profile) override;
 
  private:
   std::vector<std::unique_ptr<device::Device>> devices_;

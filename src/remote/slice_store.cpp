@@ -187,6 +187,13 @@ std::vector<uint64_t> SliceStore::memory_free() const {
   return free;
 }
 
+uint64_t SliceStore::memory_unused(size_t device) const {
+  const std::lock_guard lock(mutex_);
+  if (device >= devices_.size()) return 0;
+  const DeviceMemory& memory = devices_[device];
+  return memory.total - std::min(memory.total, memory.used());
+}
+
 size_t SliceStore::n_resident() const {
   const std::lock_guard lock(mutex_);
   size_t n = 0;

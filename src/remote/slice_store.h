@@ -91,6 +91,8 @@ class SliceStore {
 
   // Bytes per device that a reserve() could get now; weights that nobody uses count as free.
   std::vector<uint64_t> memory_free() const;
+  // Bytes of a device that nothing is in, weights that nobody uses included. 0 for a device that is not there.
+  uint64_t memory_unused(size_t device) const;
   // Content keys that are resident, whether used or kept.
   size_t n_resident() const;
 

@@ -28,6 +28,13 @@ struct DeviceProfile {
   MatrixRate rate(tensor::DType type) const;
 };
 
+// Between a server and a device.
+struct LinkProfile {
+  double latency_seconds = 0;  // one way
+  double bytes_per_s = 1e12;
+  bool operator==(const LinkProfile&) const = default;
+};
+
 // Memory that a measurement takes on the device; less where less is given, for figures that caches flatter.
 inline constexpr uint64_t kProfileBytes = uint64_t{160} << 20;
 

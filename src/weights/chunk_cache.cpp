@@ -211,10 +211,15 @@ void ChunkCache::pause_writing(const std::string& why) {
 
 void ChunkCache::store(const Job& job) {
   bool kept = false;
+  const auto has_disk = [this](uint64_t bytes) {
+    const std::string shortage = disk_shortage(bytes);
+    if (!shortage.empty()) pause_writing(shortage);
+    return shortage.empty();
+  };
   if (contains(job.digest)) {
     kept = true;  // another process was faster
   } else if (std::chrono::steady_clock::now() >= writing_paused_until_ && make_room(job.bytes.size(), job.keep_since) &&
-             disk_has_room(job.bytes.size())) {
+             has_disk(job.bytes.size())) {
     const fs::path temporary = folder_ / "tmp" / random_name();
     std::error_code ignored;
     try {
@@ -274,16 +279,17 @@ bool ChunkCache::make_room(uint64_t bytes, Clock::time_point keep_since) {
   return fits;
 }
 
-bool ChunkCache::disk_has_room(uint64_t bytes) {
+std::string ChunkCache::disk_shortage(uint64_t bytes) const {
   struct statvfs disk{};
-  if (statvfs(folder_.c_str(), &disk) != 0) return true;  // writing will tell
+  if (statvfs(folder_.c_str(), &disk) != 0) return "";  // writing will tell
   const uint64_t total = uint64_t{disk.f_blocks} * disk.f_frsize, free = uint64_t{disk.f_bavail} * disk.f_frsize;
   const uint64_t left_free = std::min(kMostLeftFree, total / kLeftFreeDivisor);
-  if (free >= bytes + left_free) return true;
-  pause_writing(fmt::format("the disk of '{}' is full: {} free of {}, {} of it are left to others", folder_.string(),
-                            format_bytes(free), format_bytes(total), format_bytes(left_free)));
-  return false;
+  if (free >= bytes + left_free) return "";
+  return fmt::format("the disk of '{}' is full: {} free of {}, {} of it are left to others", folder_.string(),
+                     format_bytes(free), format_bytes(total), format_bytes(left_free));
 }
+
+std::string ChunkCache::problem() const { return disk_shortage(kChunkBytes); }
 
 void ChunkCache::remove_stale_temporaries() const {
   const auto before = Clock::now() - kStaleTemporary;

@@ -17,6 +17,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -64,6 +65,8 @@ class ChunkCache {
 
   const std::filesystem::path& folder() const { return folder_; }
   ChunkCacheStatus status() const;
+  // Why nothing can be written at the moment, for people; empty: it can.
+  std::string problem() const;
 
  private:
   struct Job {
@@ -77,7 +80,8 @@ class ChunkCache {
   void work(std::stop_token stop);
   void store(const Job& job);
   bool make_room(uint64_t bytes, Clock::time_point keep_since);
-  bool disk_has_room(uint64_t bytes);
+  // Why the disk does not take so many bytes more; empty: it does.
+  std::string disk_shortage(uint64_t bytes) const;
   void pause_writing(const std::string& why);
   void remove_stale_temporaries() const;
 

@@ -38,6 +38,10 @@ class CountingHost : public remote::SliceHost {
     ready.stage = std::make_unique<HeldStage>(std::move(ready.stage), std::move(held));
     return ready;
   }
+  void measure(size_t device, std::span<const tensor::DType> types, uint64_t most_bytes,
+               stage::DeviceProfile& profile) override {
+    host_.measure(device, types, most_bytes, profile);
+  }
   bool exceeded() const { return exceeded_.load(); }
 
  private:

@@ -116,7 +116,7 @@ class Backend(Process):
 class Server(Process):
     def __init__(self, backends=(), model=DEMO_MODEL, token=TOKEN, extra=(), ready=True):
         environment = clean_environment(**({"APP_RPC_TOKEN": token} if token else {}))
-        rpc = ["--rpc", ",".join(b if isinstance(b, str) else b.address for b in backends), "-ngl", "99"] if backends else []
+        rpc = ["--rpc", ",".join(b if isinstance(b, str) else b.address for b in backends), "-ngl", "99", "--plan", "memory"] if backends else []
         super().__init__("server", "-m", model, "--host", "127.0.0.1", "--port", 0, "-t", 1, *rpc, *extra, env=environment)
         self.port = int(self.wait_for(r"listening on http://127\.0\.0\.1:(\d+)").group(1))
         if ready:

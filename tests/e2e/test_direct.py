@@ -74,7 +74,7 @@ class DirectHops(ClusterTest):
                 for relay in ([], ["--rpc-relay"]):
                     for rows in (1, 7, 40):
                         split = pathlib.Path(folder) / "split"
-                        result = run("logits", "-m", DEMO_MODEL, "--tokens", tokens, "--rpc", rpc, "-ngl", 99, "-ub", rows,
+                        result = run("logits", "-m", DEMO_MODEL, "--tokens", tokens, "--rpc", rpc, "-ngl", 99, "--plan", "memory", "-ub", rows,
                                      "-o", split, "--log-level", "info", *relay, env=clean_environment(APP_RPC_TOKEN=TOKEN))
                         self.assertEqual(result.returncode, 0, result.stderr)
                         log = result.stderr + result.stdout

@@ -142,7 +142,7 @@ TEST(FastestStages, ReachesNinetyFivePercentOfTheBestSplitInAGridOfClusters) {
       profiles.push_back(profile_of(gigabytes_per_s, gops_per_s));
     }
     auto input = input_of(6 + cluster % 5, profiles);
-    for (LinkProfile& link : input.links) link = {between(20e-6, 5e-3), between(1e6, 1e9)};
+    for (stage::LinkProfile& link : input.links) link = {between(20e-6, 5e-3), between(1e6, 1e9)};
     input.n_slots = 1 + cluster / 4 % 8;
     std::vector<uint32_t> room;
     for (size_t i = 0; i < n_devices; ++i) room.push_back(std::uniform_int_distribution<uint32_t>(1, 10)(random));
