@@ -31,6 +31,7 @@ constexpr Variable kVariables[] = {
     {"APP_MODEL", "FILE", "GGUF model (/app/share/demo.gguf)"},
     {"APP_REPEAT_PENALTY", "N", "penalty of repeated tokens, unless a request says another (1.0)"},
     {"APP_GPU_LAYERS", "N", "most layers on backends, a number, auto or all (99)"},
+    {"APP_PLAN", "GOAL", "what a server places layers for: latency, throughput, auto or memory (auto)"},
     {"APP_RPC_TOKEN", "TOKEN", "secret that servers and backends share; none: no encryption"},
     {"APP_RPC_TOKEN_FILE", "FILE", "file that holds it"},
     {"APP_THREADS", "N", "threads to compute with (all)"},

@@ -176,6 +176,61 @@ TEST_F(Cluster, DividesTheLayersInTheOrderOfTheBackends) {
   EXPECT_EQ(plan.n_ctx, 128u);
 }
 
+// The speeds of a machine behind a link of this latency, relative to an ordinary one.
+Backend::Speeds speeds_of(double factor, double latency_seconds) {
+  Backend::Speeds speeds;
+  for (const tensor::DType type : {tensor::DType::f32, tensor::DType::f16, tensor::DType::q8_0})
+    speeds.device.matrices[type] = {factor * 1e6, factor * 1e7};
+  speeds.device.cache_bytes_per_s = factor * 1e6;
+  speeds.link = {latency_seconds, 1e8};
+  return speeds;
+}
+
+TEST_F(Cluster, LeavesOutABackendThatWouldSlowThingsDown) {
+  machines_.add("a");
+  machines_.add("b");
+  machines_.set_speeds("a", speeds_of(0.001, 0.2));
+  machines_.set_speeds("b", speeds_of(1, 1e-5));
+  options_.goal = plan::Goal::latency;
+  auto pipeline = make_pipeline();
+  const auto proposal = pipeline->propose();
+  ASSERT_EQ(proposal.placement.stages.size(), 1u);
+  EXPECT_EQ(proposal.offers.at(proposal.placement.stages[0].device).name, "b");
+  ASSERT_EQ(proposal.left_out.size(), 1u);
+  EXPECT_THAT(proposal.left_out.begin()->second, HasSubstr("slow things down"));
+  ASSERT_TRUE(proposal.placement.prediction);
+  EXPECT_GT(proposal.placement.prediction->generation, 0);
+
+  auto started = make_pipeline();
+  started->start();
+  EXPECT_EQ(devices(expect_event<PlanReady>(*started).plan), std::vector<std::string>{"b"});
+  EXPECT_EQ(logits(*started, batch()), expected_logits());
+  EXPECT_TRUE(started->prediction());
+}
+
+TEST_F(Cluster, FillsMemoryAlikeWhereTheSpeedOfOneIsNotKnown) {
+  machines_.add("a");
+  machines_.add("b");
+  machines_.set_speeds("b", speeds_of(1, 1e-5));
+  options_.goal = plan::Goal::latency;
+  const auto proposal = make_pipeline()->propose();
+  EXPECT_EQ(proposal.placement.stages.size(), 2u);
+  EXPECT_FALSE(proposal.placement.prediction);
+}
+
+TEST_F(Cluster, PredictsForMemoryAlikeAndForShares) {
+  machines_.add("a");
+  machines_.add("b");
+  for (const char* name : {"a", "b"}) machines_.set_speeds(name, speeds_of(1, 1e-5));
+  EXPECT_TRUE(make_pipeline()->propose().placement.prediction);
+  options_.goal = plan::Goal::latency;
+  options_.tensor_split = {3, 1};
+  const auto proposal = make_pipeline()->propose();
+  ASSERT_EQ(proposal.placement.stages.size(), 2u);
+  EXPECT_EQ(proposal.placement.stages[0].slice.layer_end, 3u);
+  EXPECT_TRUE(proposal.placement.prediction);
+}
+
 TEST_F(Cluster, WaitsForABackendThatComesLate) {
   machines_.add("a");
   machines_.add("b", FakeMachines::State::down);

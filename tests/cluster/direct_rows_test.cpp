@@ -43,6 +43,10 @@ class HangingHost : public remote::SliceHost {
     ready.stage = std::make_unique<HangingStage>(std::move(ready.stage), hangs);
     return ready;
   }
+  void measure(size_t device, std::span<const tensor::DType> types, uint64_t most_bytes,
+               stage::DeviceProfile& profile) override {
+    host_.measure(device, types, most_bytes, profile);
+  }
   std::atomic<bool> hangs{false};
 
  private:

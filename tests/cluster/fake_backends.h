@@ -119,7 +119,7 @@ class FakeMachines : public BackendConnector {
 
   void add(const std::string& name, State state = State::up, uint64_t memory = uint64_t{1} << 30) {
     const std::lock_guard lock(mutex_);
-    machines_[name] = {state, memory, 0, std::make_unique<device::cpu::CpuDevice>(1, select_isa(), memory), {}};
+    machines_[name] = {state, memory, {}, 0, std::make_unique<device::cpu::CpuDevice>(1, select_isa(), memory), {}};
   }
 
   void set_state(const std::string& name, State state) {
@@ -182,6 +182,12 @@ class FakeMachines : public BackendConnector {
     machines_.at(name).memory = memory;
   }
 
+  // What connections made from now on say of the machine.
+  void set_speeds(const std::string& name, const Backend::Speeds& speeds) {
+    const std::lock_guard lock(mutex_);
+    machines_.at(name).speeds = speeds;
+  }
+
   size_t n_connections(const std::string& name) const {
     const std::lock_guard lock(mutex_);
     return machines_.at(name).connections.size();
@@ -208,22 +214,25 @@ class FakeMachines : public BackendConnector {
     auto connection = std::make_shared<FakeConnection>();
     connection->events = std::move(events);
     machine.connections.push_back(connection);
-    return std::make_unique<Connected>(id, machine.memory, *machine.device, std::move(connection), behaviour_);
+    return std::make_unique<Connected>(id, machine.memory, machine.speeds, *machine.device, std::move(connection),
+                                       behaviour_);
   }
 
  private:
   class Connected : public Backend {
    public:
-    Connected(std::string name, uint64_t memory, device::Device& device, std::shared_ptr<FakeConnection> connection,
-              StageBehaviour& behaviour)
+    Connected(std::string name, uint64_t memory, std::optional<Speeds> speeds, device::Device& device,
+              std::shared_ptr<FakeConnection> connection, StageBehaviour& behaviour)
         : name_(std::move(name)),
           memory_(memory),
+          speeds_(std::move(speeds)),
           device_(device),
           connection_(std::move(connection)),
           behaviour_(behaviour) {}
     const std::string& name() const override { return name_; }
     std::string id() const override { return name_; }
     uint64_t memory_free() const override { return memory_; }
+    const Speeds* speeds() const override { return speeds_ ? &*speeds_ : nullptr; }
     std::string numeric_class() const override { return device_.info().numeric_class; }
     std::unique_ptr<stage::Stage> make_stage() override {
       return std::make_unique<FakeStage>(name_, device_, connection_, behaviour_);
@@ -232,6 +241,7 @@ class FakeMachines : public BackendConnector {
    private:
     const std::string name_;
     const uint64_t memory_;
+    const std::optional<Speeds> speeds_;
     device::Device& device_;
     const std::shared_ptr<FakeConnection> connection_;
     StageBehaviour& behaviour_;
@@ -240,6 +250,7 @@ class FakeMachines : public BackendConnector {
   struct Machine {
     State state = State::up;
     uint64_t memory = 0;
+    std::optional<Backend::Speeds> speeds;
     size_t n_attempts = 0;
     std::unique_ptr<device::cpu::CpuDevice> device;
     std::vector<std::shared_ptr<FakeConnection>> connections;

@@ -69,17 +69,30 @@ TEST(BackendService, LoadsComputesAndDeliversInOrder) {
   }
 }
 
+// A server's weights, until so many chunks were sent: then its connection breaks.
+struct BreakingSource : weights::WeightSource {
+  BreakingSource(weights::WeightSource& source, BackendLink& to, int n) : inner(source), link(to), n_left(n) {}
+  std::string_view name() const override { return inner.name(); }
+  void announce(std::span<const weights::ChunkRef> chunks) override { inner.announce(chunks); }
+  bool fetch(const weights::ChunkRef& chunk, std::span<std::byte> out) override {
+    if (n_left-- == 0) link.close();
+    return inner.fetch(chunk, out);
+  }
+  weights::WeightSource& inner;
+  BackendLink& link;
+  std::atomic<int> n_left;
+};
+
 TEST(BackendService, GoesOnWithALoadWhoseConnectionBroke) {
   Backend backend(64 << 20);
   FakeModel model(weights::kChunkBytes * 9);
   {
     const auto link = backend.connect();
     RemoteStage stage(link);
-    EXPECT_THROW(load(stage, model,
-                      [&](uint64_t done) {
-                        if (done >= 2 * weights::kChunkBytes) link->close();
-                      }),
-                 Error);
+    // When the last chunk is asked for, at most six of those before are not used yet.
+    BreakingSource breaking(model.source, *link, 8);
+    weights::WeightSource* const sources[] = {&breaking};
+    EXPECT_THROW(stage.load(model.request, sources, {}), Error);
   }
   RemoteStage stage(backend.connect());
   load(stage, model);
