@@ -116,6 +116,7 @@ TEST(BackendService, SaysWhereTheWeightsCameFrom) {
     EXPECT_EQ(stage.origins().cache, 0u);
   }
   cache.flush();
+  EXPECT_TRUE(eventually([&] { return backend.service.status().n_resident == 0; }));
   RemoteStage stage(backend.connect());
   load(stage, model);
   EXPECT_EQ(stage.pulled_bytes(), 0u);
