@@ -88,7 +88,6 @@ Json to_json(const Proposal& proposal) {
 int run_plan(int argc, char** argv) {
   PlanOptions options;
   options.model.log_level = "warn";
-  options.model.rpc_wait_s = 5;
   options.model.wants_prediction = true;
   OptionParser parser = make_parser(options);
   if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
