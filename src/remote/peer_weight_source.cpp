@@ -42,8 +42,24 @@ bool SilentPeers::contains(const PeerAddress& peer) const {
 }
 
 // One backend that is asked. Its link calls it on an I/O thread, the load's threads wait here.
-class PeerWeightSource::Neighbour : public BackendLink::Listener {
+class PeerWeightSource::Neighbour {
  public:
+  // What the link holds of a neighbour, which itself holds the link.
+  class Ear : public BackendLink::Listener {
+   public:
+    explicit Ear(const std::shared_ptr<Neighbour>& neighbour) : neighbour_(neighbour) {}
+    void on_frame(net::Frame frame) override {
+      if (const auto neighbour = neighbour_.lock()) neighbour->on_frame(std::move(frame));
+    }
+    void on_lost(const std::string& reason) override {
+      if (const auto neighbour = neighbour_.lock()) neighbour->on_lost(reason);
+    }
+    uint64_t max_output_bytes() const override { return 0; }
+
+   private:
+    const std::weak_ptr<Neighbour> neighbour_;
+  };
+
   Neighbour(std::shared_ptr<BackendLink> link, Patience patience) : link_(std::move(link)), patience_(patience) {}
 
   std::string who() const { return link_->info().endpoint.text(); }
@@ -60,9 +76,9 @@ class PeerWeightSource::Neighbour : public BackendLink::Listener {
     return !lost_.empty();
   }
 
-  void on_frame(net::Frame frame) override;
-  void on_lost(const std::string& reason) override;
-  uint64_t max_output_bytes() const override { return 0; }
+  // Throws ProtocolError for an answer to no question.
+  void on_frame(net::Frame frame);
+  void on_lost(const std::string& reason);
 
   uint32_t n_in_flight = 0, n_asked = 0, n_wrong = 0;  // under the source's mutex
 
@@ -237,7 +253,7 @@ void PeerWeightSource::ask(const PeerAddress& peer, const std::vector<Digest>& d
       if (!ended_.empty()) return;
       neighbours_.push_back(neighbour);
     }
-    link->attach(neighbour, 0);  // what it sends is about no stage
+    link->attach(std::make_shared<Neighbour::Ear>(neighbour), 0);  // what it sends is about no stage
     neighbour->ask(digests);
   } catch (const std::exception& error) {
     {

@@ -75,7 +75,7 @@ class PeerWeightSource : public weights::WeightSource {
   int n_fetchers_ = 1;  // const after look_for()
 
   std::mutex mutex_;
-  std::vector<std::shared_ptr<Neighbour>> neighbours_;                // under mutex_; shared with their links
+  std::vector<std::shared_ptr<Neighbour>> neighbours_;                // under mutex_; shared with who fetches
   std::unordered_map<Digest, std::shared_ptr<Neighbour>> came_from_;  // under mutex_
   std::string ended_;                                                 // under mutex_
 };
