@@ -56,6 +56,7 @@ cluster::ClusterOptions cluster_options(const ModelOptions& options, const model
   cluster.backends = options.rpc;
   cluster.relay = options.rpc_relay;
   cluster.rpc_wait = std::chrono::seconds(options.rpc_wait_s);
+  cluster.waits_on = options.waits_on;
   cluster.cache.k_type = cache_type(options.k_type);
   cluster.cache.v_type = cache_type(options.v_type);
   cluster.cache.block_tokens = kBlockTokens;

@@ -30,6 +30,7 @@ struct ModelOptions {
   std::vector<std::string> rpc;                // --rpc
   std::string rpc_token;
   uint32_t rpc_wait_s = 60, recovery_timeout_s = 60;
+  bool waits_on = false;  // for backends, also after --rpc-wait
   double rpc_timeout_s = 5;
   bool rpc_relay = false;
   std::optional<uint32_t> n_gpu_layers;                    // -ngl

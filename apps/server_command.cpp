@@ -56,6 +56,12 @@ OptionParser make_parser(ServerCommandOptions& o) {
   OptionParser parser("caravan server -m FILE [--rpc HOST:PORT,...] [options]",
                       "Serves a GGUF model over HTTP with llama-server's API. Also runs under the name llama-server.");
   add_model_options(parser, o.model);
+  o.model.waits_on = true;
+  parser.add({{"--rpc-exit"},
+              "",
+              "end when the model has no place after --rpc-wait because backends are missing (the server waits on)",
+              {},
+              into(o.model.waits_on, false)});
   parser.section("HTTP");
   parser.add({{"--host"},
               "HOST",

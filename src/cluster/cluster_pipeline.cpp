@@ -21,6 +21,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kStillWaitingInterval = std::chrono::seconds(10);
+// How long others are waited for after the first one that came late.
+constexpr auto kTogether = std::chrono::seconds(5);
 // How often tickets are looked at that take too long.
 constexpr auto kLookInterval = std::chrono::seconds(1);
 // A device that failed is left out of plans for so long, and longer each time.
@@ -187,11 +189,11 @@ ClusterPipeline::~ClusterPipeline() {
 void ClusterPipeline::start() {
   const auto deadline = Clock::now() + options_.rpc_wait;
   if (!options_.backends.empty()) wait_for_backends(deadline);
-  make_first_plan(deadline);
+  make_first_plan();
   if (membership_) watcher_ = std::thread([this] { watch(); });
 }
 
-// Until all have come or the deadline has passed.
+// Until all have come, or the deadline has passed and somebody has.
 void ClusterPipeline::wait_for_backends(Clock::time_point deadline) {
   spdlog::info("waiting up to {} s for backends {}", options_.rpc_wait.count(), fmt::join(options_.backends, ", "));
   MembershipOptions membership;
@@ -202,10 +204,20 @@ void ClusterPipeline::wait_for_backends(Clock::time_point deadline) {
     const std::lock_guard lock(plan_mutex_);
     membership_ = std::move(members);
   }
+  bool late = false;
   while (!stopping() && !membership_->complete()) {
     // One that refuses us for good is a mistake that waiting would hide.
     if (const std::exception_ptr refusal = membership_->refusal()) std::rethrow_exception(refusal);
-    if (Clock::now() >= deadline && membership_->tried()) break;
+    if (Clock::now() >= deadline && membership_->tried()) {
+      const bool nobody = membership_->missing().size() == options_.backends.size();
+      if (!nobody && std::exchange(late, false)) {  // those that come together should find one plan
+        deadline = Clock::now() + std::min(options_.rpc_wait, kTogether);
+        continue;
+      }
+      if (!nobody || !options_.waits_on) break;
+      late = true;
+      keep_waiting(fmt::format("no backend answered within {} s", options_.rpc_wait.count()));
+    }
     std::unique_lock lock(watch_->mutex);
     watch_->changed.wait_until(lock, std::max(deadline, Clock::now() + options_.retry_interval),
                                [this] { return stopping() || watch_->signalled; });
@@ -220,7 +232,7 @@ void ClusterPipeline::wait_for_backends(Clock::time_point deadline) {
 }
 
 // Plans again when a backend is lost meanwhile, or another server takes the memory.
-void ClusterPipeline::make_first_plan(Clock::time_point deadline) {
+void ClusterPipeline::make_first_plan() {
   while (!stopping()) {
     Loading loading;
     try {
@@ -234,19 +246,32 @@ void ClusterPipeline::make_first_plan(Clock::time_point deadline) {
       if (!refused) {
         const auto absent = membership_ ? membership_->missing() : std::vector<std::string>();
         if (absent.empty()) throw;
-        throw ResourceError(fmt::format("without the missing backends {}: {}", fmt::join(absent, ", "), error.what()));
+        const auto why = fmt::format("without the missing backends {}: {}", fmt::join(absent, ", "), error.what());
+        if (!options_.waits_on) throw ResourceError(why);
+        keep_waiting(why);
+      } else {
+        spdlog::warn("{}; planning again", error.what());
       }
-      spdlog::warn("{}; planning again", error.what());
     } catch (const Error& error) {
       if (loading.candidate.why_broken().empty()) throw;
       spdlog::warn("{}; planning again", error.what());
     }
     // What was lost may come back at once, and is worth a moment.
     std::unique_lock lock(watch_->mutex);
-    const auto until =
-        std::min(deadline, Clock::now() + options_.retry_interval + random_part(options_.retry_interval));
-    watch_->changed.wait_until(lock, until, [this] { return stopping(); });
+    watch_->changed.wait_for(lock, options_.retry_interval + random_part(options_.retry_interval),
+                             [this] { return stopping(); });
   }
+}
+
+// Says now and then for whom the first plan waits, and what people can do.
+void ClusterPipeline::keep_waiting(const std::string& why) {
+  if (const std::exception_ptr refusal = membership_->refusal()) std::rethrow_exception(refusal);
+  if (Clock::now() < next_log_) return;
+  spdlog::warn(
+      "{}\nwaiting on for {}:{}\nStart them, or mend the names: each must resolve and be reached from here. `caravan "
+      "doctor --rpc {}` looks for the cause; with --rpc-exit the server ends instead of waiting.",
+      why, fmt::join(membership_->missing(), ", "), membership_->reasons(), fmt::join(options_.backends, ","));
+  next_log_ = Clock::now() + kStillWaitingInterval;
 }
 
 plan::PlacementRequest ClusterPipeline::placement_request() const {

@@ -31,6 +31,7 @@ namespace caravan::cluster {
 struct ClusterOptions {
   std::vector<std::string> backends;              // host:port, in the order of layers; empty: everything local
   std::chrono::seconds rpc_wait{60};              // for backends at the start
+  bool waits_on = false;                          // after that, too, where start() would throw because some are missing
   std::chrono::milliseconds retry_interval{500};  // between attempts to connect, and to plan
   // A ticket fails its stage when it takes longer than predicted by this, or by ten times the prediction if that is
   // more.
@@ -60,7 +61,8 @@ class ClusterPipeline : public engine::Pipeline {
   // Connects, places, loads and opens the first plan; blocks. Afterwards a thread of its own watches the backends: a
   // lost one ends the plan at once, and what is left or returns gets the next; one that comes gets its part of a new
   // plan, which is loaded beside the one in use where memory allows.
-  // Throws ResourceError with need and have, Error naming the missing backends, or what loading threw.
+  // Throws ResourceError with need and have, Error naming the missing backends, or what loading threw. With waits_on it
+  // goes on waiting for missing backends instead, and logs for whom.
   void start();
 
   // Connects and places as start() would, and loads nothing. Instead of start(). Throws as start().
@@ -110,7 +112,8 @@ class ClusterPipeline : public engine::Pipeline {
 
   // The first plan.
   void wait_for_backends(std::chrono::steady_clock::time_point deadline);
-  void make_first_plan(std::chrono::steady_clock::time_point deadline);
+  void make_first_plan();
+  void keep_waiting(const std::string& why);
 
   plan::PlacementRequest placement_request() const;
   Candidate choose(Choice choice) const;

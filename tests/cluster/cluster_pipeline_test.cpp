@@ -268,6 +268,54 @@ TEST_F(Cluster, NamesAllBackendsAndReasonsWhenNoneAnswers) {
               AllOf(HasSubstr("a: connection refused"), HasSubstr("b: connection refused")));
 }
 
+TEST_F(Cluster, WaitsOnForTheFirstToAnswerIfTold) {
+  machines_.add("a", FakeMachines::State::down);
+  machines_.add("b", FakeMachines::State::down);
+  options_.waits_on = true;
+  auto pipeline = make_pipeline();
+  auto started = std::async(std::launch::async, [&] { pipeline->start(); });
+  machines_.wait_for_attempts("a", 3);
+  machines_.set_state("b", FakeMachines::State::up);
+  started.get();
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
+}
+
+TEST_F(Cluster, WaitsOnForANameThatDoesNotResolveYet) {
+  machines_.add("a", FakeMachines::State::down);
+  machines_.add("10.0.0.1");
+  machines_.name("b", {});
+  options_.waits_on = true;
+  auto pipeline = make_pipeline();
+  auto started = std::async(std::launch::async, [&] { pipeline->start(); });
+  machines_.wait_for_attempts("a", 3);
+  machines_.name("b", {"10.0.0.1"});
+  started.get();
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("10.0.0.1"));
+}
+
+TEST_F(Cluster, WaitsOnForTheMissingBackendsWhenTheOthersAreTooSmall) {
+  machines_.add("a", FakeMachines::State::up, 4096);
+  machines_.add("b", FakeMachines::State::down);
+  options_.waits_on = true;
+  auto pipeline = make_pipeline();
+  auto started = std::async(std::launch::async, [&] { pipeline->start(); });
+  machines_.wait_for_attempts("b", 3);
+  machines_.set_state("b", FakeMachines::State::up);
+  started.get();
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
+}
+
+TEST_F(Cluster, DoesNotWaitOnForABackendThatRefusesForGood) {
+  machines_.add("a", FakeMachines::State::down);
+  machines_.add("b", FakeMachines::State::down);
+  options_.waits_on = true;
+  auto pipeline = make_pipeline();
+  auto started = std::async(std::launch::async, [&] { pipeline->start(); });
+  machines_.wait_for_attempts("a", 3);
+  machines_.set_state("b", FakeMachines::State::refuses);
+  EXPECT_THAT(message_of<NotSupportedError>([&] { started.get(); }), HasSubstr("b: speaks another"));
+}
+
 TEST_F(Cluster, GoesOnWithoutAMissingBackendIfTheModelFits) {
   machines_.add("a", FakeMachines::State::down);
   machines_.add("b");

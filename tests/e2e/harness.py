@@ -48,11 +48,11 @@ def run(*arguments, timeout=60, env=None):
 
 
 class Process:
-    """A running caravan whose log is kept."""
+    """A running caravan whose log is kept. prefix: a command that becomes it."""
 
-    def __init__(self, *arguments, env=None):
+    def __init__(self, *arguments, env=None, prefix=()):
         self.lines = []
-        self.process = subprocess.Popen([EXECUTABLE, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        self.process = subprocess.Popen([*prefix, EXECUTABLE, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         text=True, errors="replace", env=env or clean_environment())
         self.changed = threading.Condition()
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -114,10 +114,10 @@ class Backend(Process):
 
 
 class Server(Process):
-    def __init__(self, backends=(), model=DEMO_MODEL, token=TOKEN, extra=(), ready=True):
+    def __init__(self, backends=(), model=DEMO_MODEL, token=TOKEN, extra=(), ready=True, prefix=()):
         environment = clean_environment(**({"APP_RPC_TOKEN": token} if token else {}))
         rpc = ["--rpc", ",".join(b if isinstance(b, str) else b.address for b in backends), "-ngl", "99", "--plan", "memory"] if backends else []
-        super().__init__("server", "-m", model, "--host", "127.0.0.1", "--port", 0, "-t", 1, *rpc, *extra, env=environment)
+        super().__init__("server", "-m", model, "--host", "127.0.0.1", "--port", 0, "-t", 1, *rpc, *extra, env=environment, prefix=prefix)
         self.port = int(self.wait_for(r"listening on http://127\.0\.0\.1:(\d+)").group(1))
         if ready:
             self.wait_until_healthy()

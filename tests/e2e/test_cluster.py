@@ -5,6 +5,7 @@ import pathlib
 import re
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -196,7 +197,7 @@ class Refusals(ClusterTest):
 
     def test_missing_backends_are_named_when_the_wait_is_over(self):
         nobody = f"127.0.0.1:{free_port()}"
-        server = self.start(Server, [nobody], ready=False, extra=("--rpc-wait", 1))
+        server = self.start(Server, [nobody], ready=False, extra=("--rpc-wait", 1, "--rpc-exit"))
         self.assertEqual(server.process.wait(30), 1)
         self.assertIn(nobody, server.log)
         # With one that answers and holds the model, the server goes on without the other.
@@ -217,6 +218,40 @@ class Failures(ClusterTest):
         self.start(Backend, port=port)
         server.wait_until_healthy()
         self.assertTrue(server.complete("Hello")["content"])
+
+    def test_a_server_that_nobody_answers_lives_and_waits_on(self):
+        port = free_port()
+        names = [f"127.0.0.1:{port}", "nobody.invalid:50052"]
+        server = self.start(Server, names, ready=False, extra=("--rpc-wait", 0))
+        server.wait_for(r"waiting on for 127\.0\.0\.1:\d+, nobody\.invalid:50052")
+        for wanted in ("no backend answered within 0 s", "does not resolve", f"caravan doctor --rpc {','.join(names)}", "--rpc-exit"):
+            self.assertIn(wanted, server.log)
+        self.assertEqual(server.get("/livez")[0], 200)
+        status, text = server.get("/health")
+        self.assertEqual((status, "Loading model" in text), (503, True))
+        self.start(Backend, port=port)
+        server.wait_until_healthy()
+        self.assertTrue(server.complete("Hello")["content"])
+        idle = self.start(Server, names[1:], ready=False, extra=("--rpc-wait", 0))
+        idle.wait_for("waiting on")
+        self.assertEqual(idle.stop(), 0, idle.log)
+
+    def test_a_name_that_resolves_late_is_found_at_the_start_and_while_running(self):
+        with tempfile.NamedTemporaryFile("w", prefix="caravan-hosts-") as hosts:
+            print("127.0.0.1 localhost", file=hosts, flush=True)
+            prefix = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts.name]
+            if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
+                self.skipTest("a file /etc/hosts of its own needs root")
+            first, second = self.start(Backend), self.start(Backend)
+            names = [f"first.caravan.invalid:{first.port}", f"second.caravan.invalid:{second.port}"]
+            server = self.start(Server, names, ready=False, extra=("--rpc-wait", 0), prefix=prefix)
+            server.wait_for("waiting on for " + ", ".join(names))
+            print("127.0.0.1 first.caravan.invalid", file=hosts, flush=True)
+            server.wait_until_healthy()
+            self.assertIn("1 device(s)", server.log)
+            print("127.0.0.1 second.caravan.invalid", file=hosts, flush=True)
+            server.wait_for(r"on 2 device\(s\)")
+            self.assertTrue(server.complete("Hello")["content"])
 
     FIELDS = {"n_predict": 900, "ignore_eos": True, "temperature": 0.8, "seed": 11, "return_tokens": True}
 
