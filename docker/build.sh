@@ -51,8 +51,8 @@ licenses() {
 
 program() {
   local out=$1 build=build/release options=(-DCMAKE_BUILD_TYPE=Release -DCARAVAN_TESTS=OFF -DCARAVAN_STATIC=ON -DCMAKE_EXE_LINKER_FLAGS=-s)
-  # Folders lie as in scripts/cross_test.sh, and paths do not count: a compiler cache of such builds helps here.
-  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+  # Folders lie as in scripts/cross_test.sh, and paths do not count: a compiler cache of such builds helps here, with the same LANG.
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 LANG=C.UTF-8
   if [ "$TARGETARCH" != "$BUILDARCH" ]; then
     local name=${target/arm\/v7/armv7}
     build=build/$name

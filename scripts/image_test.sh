@@ -37,7 +37,8 @@ base() {
   [ "$1" = "$builder" ] || foreign=(--foreign)
   debootstrap --variant=minbase --arch="$1" "${foreign[@]}" "$suite" "$root" "$mirror" >"$state/debootstrap.log" 2>&1 ||
     { tail -n 20 "$state/debootstrap.log" >&2; return 1; }
-  rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,man,info,locale}/* "$root/debootstrap"
+  rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{man,info,locale}/* "$root/debootstrap"
+  find "$root/usr/share/doc" -type f ! -name copyright -delete
   mkdir -p "$root/var/cache/apt/archives/partial" "$root/var/lib/apt/lists/partial"
   printf 'deb %s %s main\ndeb %s-security %s-security main\n' "$mirror" "$suite" "${mirror%/}" "$suite" >"$root/etc/apt/sources.list"
   local container
