@@ -99,7 +99,10 @@ OptionParser make_parser(BackendCommandOptions& o) {
               "HOST:PORT",
               "where other backends reach this one (where the server does)",
               {"APP_ADVERTISE"},
-              into(o.advertise)});
+              [&o](const std::string& value) {
+                net::parse_endpoint(value);  // throws for what is none
+                o.advertise = value;
+              }});
   add_log_options(parser, o.log_level);
   parser.add(
       {{"-d", "--device"}, "DEVICE", "what to compute with: cpu (cpu)", {"APP_DEVICE"}, [](const std::string& value) {
@@ -143,14 +146,18 @@ int run_backend(int argc, char** argv) {
   remote::DeviceSliceHost host(std::move(devices));
   std::unique_ptr<weights::ChunkCache> cache;
   if (const auto folder = cache_folder(options); !folder.empty()) {
-    cache = std::make_unique<weights::ChunkCache>(folder, options.cache_limit_bytes);
+    cache =
+        blaming<SystemError>("-c, --cache-dir, APP_CACHE or APP_CACHE_DIR: a folder that this user can write to",
+                             [&] { return std::make_unique<weights::ChunkCache>(folder, options.cache_limit_bytes); });
     const weights::ChunkCacheStatus status = cache->status();
     spdlog::info("cache '{}': {} of {}", folder.string(), format_bytes(status.held_bytes),
                  format_bytes(status.limit_bytes));
   }
   std::unique_ptr<weights::ModelLibrary> library;
   if (!options.models_dir.empty())
-    library = std::make_unique<weights::ModelLibrary>(options.models_dir, hash_memory(options));
+    library = blaming<SystemError>("--models-dir or APP_MODELS_DIR: a folder that this user can read", [&] {
+      return std::make_unique<weights::ModelLibrary>(options.models_dir, hash_memory(options));
+    });
   net::IoThreads io(2);
   remote::BackendOptions service_options;
   service_options.endpoint = {options.host, static_cast<uint16_t>(options.port)};
@@ -160,15 +167,19 @@ int run_backend(int argc, char** argv) {
   service_options.keep_alive = std::chrono::seconds(options.keep_alive_s);
   service_options.cache = cache.get();
   service_options.library = library.get();
-  remote::BackendService service(io, host, service_options);
+  const auto opened = blaming<Error>(
+      "--host or APP_BIND: an address of this machine, 0.0.0.0 for all; --port or APP_PORT: a port that nobody has",
+      [&] { return std::make_unique<remote::BackendService>(io, host, service_options); });
+  remote::BackendService& service = *opened;
   spdlog::info("backend on {}: {}, {} threads, {} offered{}", service.endpoint().text(), info.description,
                info.n_threads, format_bytes(info.memory_free), options.token.empty() ? "" : ", token required");
 
   std::unique_ptr<BackendMetricsServer> metrics;
   if (options.metrics_port >= 0) {
-    metrics = std::make_unique<BackendMetricsServer>(
-        io, net::Endpoint{options.host, static_cast<uint16_t>(options.metrics_port)}, service, cache.get(),
-        library.get());
+    const net::Endpoint endpoint{options.host, static_cast<uint16_t>(options.metrics_port)};
+    metrics = blaming<Error>("--metrics-port or APP_METRICS_PORT: a port that nobody has", [&] {
+      return std::make_unique<BackendMetricsServer>(io, endpoint, service, cache.get(), library.get());
+    });
     spdlog::info("metrics on http://{}:{}/metrics", options.host, metrics->port());
   }
 

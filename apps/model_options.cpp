@@ -13,6 +13,8 @@
 #include "cluster/remote_backend.h"
 #include "models/registry.h"
 #include "models/work.h"
+#include "net/endpoint.h"
+#include "net/tls.h"
 #include "tensor/dtype.h"
 
 namespace caravan::app {
@@ -22,6 +24,7 @@ constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr int kMaxThreads = 512;
 constexpr uint32_t kMaxParallel = 256;
 constexpr uint32_t kBlockTokens = 32;
+constexpr uint16_t kDefaultPort = 50052;
 
 constexpr const char* kNoDownloads =
     "nothing is ever downloaded. Fetch the GGUF file yourself, for example with `curl -LO "
@@ -97,14 +100,23 @@ std::string required_model(const ModelOptions& options) {
 int thread_count(int n_threads) { return n_threads > 0 ? n_threads : usable_cpu_count(); }
 
 void add_token_options(OptionParser& parser, std::string& token, std::string help) {
-  Option option{{"--rpc-token"}, "TOKEN", std::move(help), {"APP_RPC_TOKEN"}, into(token)};
+  const auto set = [&token](const std::string& value) {
+    if (value.size() < net::kMinTokenBytes && !value.empty())
+      throw RequestError(
+          fmt::format("the token has {} bytes, at least {} are needed; `caravan token` prints a good one", value.size(),
+                      net::kMinTokenBytes));
+    token = value;
+  };
+  Option option{{"--rpc-token"}, "TOKEN", std::move(help), {"APP_RPC_TOKEN"}, set};
   option.is_secret = true;
   parser.add(std::move(option));
   parser.add(
-      {{"--rpc-token-file"}, "FILE", "file that holds it", {"APP_RPC_TOKEN_FILE"}, [&token](const std::string& path) {
-         token = read_text_file(path);
-         token.erase(token.find_last_not_of(" \t\r\n") + 1);
-         if (token.empty()) throw RequestError("the file '" + path + "' holds no token");
+      {{"--rpc-token-file"}, "FILE", "file that holds it", {"APP_RPC_TOKEN_FILE"}, [set](const std::string& path) {
+         std::string text =
+             blaming<SystemError>("a file that this user can read", [&] { return read_text_file(path); });
+         text.erase(text.find_last_not_of(" \t\r\n") + 1);
+         if (text.empty()) throw RequestError("the file '" + path + "' holds no token");
+         set(text);
        }});
 }
 
@@ -120,7 +132,10 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
        "HOST:PORT,...",
        "backends that hold the model, in the order of layers; a name means all its addresses; none: all runs here",
        {"LLAMA_ARG_RPC", "APP_RPC_BACKENDS"},
-       into_list(o.rpc)});
+       [&o](const std::string& value) {
+         into_list(o.rpc)(value);
+         for (const std::string& name : o.rpc) net::parse_endpoint(name, kDefaultPort);  // throws for what is none
+       }});
   add_token_options(parser, o.rpc_token, "secret shared with the backends: encrypts and authenticates (TLS 1.3)");
   parser.add({{"--rpc-relay"}, "", "pass activations between backends through this process", {}, into(o.rpc_relay)});
   parser.add({{"--rpc-wait"}, "S", "seconds to wait for backends at the start (60)", {}, into(o.rpc_wait_s, 0, 86400)});
@@ -271,7 +286,11 @@ void add_sampling_options(OptionParser& parser, engine::SamplingParams& s) {
               "N",
               "penalise repeated tokens, 1: off (1.0)",
               {"APP_REPEAT_PENALTY"},
-              into(s.repeat_penalty)});
+              [&s](const std::string& value) {
+                into(s.repeat_penalty)(value);
+                if (!(s.repeat_penalty > 0))
+                  throw RequestError("expected a number greater than 0, found '" + value + "'");
+              }});
   parser.add({{"--repeat-last-n"},
               "N",
               "tokens that penalties look back on, 0: off, -1: all (64)",
@@ -375,7 +394,9 @@ namespace {
 
 // What a file of an unknown architecture lacks is its architecture's support, whatever its vocabulary looks like.
 gguf::Model open_supported_model(const ModelOptions& options) {
-  gguf::Model file = gguf::Model::open(required_model(options));
+  const std::string path = required_model(options);
+  gguf::Model file = blaming<SystemError>("-m, LLAMA_ARG_MODEL or APP_MODEL: a GGUF file that this user can read",
+                                          [&] { return gguf::Model::open(path); });
   models::find_arch(file.metadata());
   return file;
 }

@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/error.h"
+
 namespace caravan::app {
 
 // One option: what sets it, what it says in --help, what it does.
@@ -99,6 +101,17 @@ std::function<void(const std::string&)> into(uint64_t& target, int64_t least, in
 std::function<void(const std::string&)> into(float& target);
 // Separated by commas; white space around the parts and empty parts are dropped.
 std::function<void(const std::string&)> into_list(std::vector<std::string>& target);
+
+// Runs action. An error of type E that it throws becomes a RequestError that also names the option and variables behind
+// it, and what they accept: where only use shows that a value is wrong.
+template <typename E, typename Action>
+auto blaming(std::string_view option, Action action) -> decltype(action()) {
+  try {
+    return action();
+  } catch (const E& error) {
+    throw RequestError(std::string(error.what()) + " (" + std::string(option) + ")");
+  }
+}
 
 // A whole number from text within [least, most]; throws RequestError.
 int64_t parse_integer(const std::string& text, int64_t least, int64_t most);

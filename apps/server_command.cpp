@@ -284,7 +284,10 @@ std::string listen(http::Server& http, const ServerCommandOptions& o) {
     http.listen_unix(o.host);
     return o.host;
   }
-  http.listen({o.host, static_cast<uint16_t>(o.port)});
+  blaming<Error>(
+      "--host, LLAMA_ARG_HOST or APP_BIND: an address of this machine, 0.0.0.0 for all; --port, LLAMA_ARG_PORT or "
+      "APP_PORT: a port that nobody has",
+      [&] { http.listen({o.host, static_cast<uint16_t>(o.port)}); });
   return (o.tls_certificate_file.empty() ? "http://" : "https://") + o.host + ":" + std::to_string(http.port());
 }
 

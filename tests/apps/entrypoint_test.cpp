@@ -158,13 +158,17 @@ TEST_F(EntrypointConfig, EveryVariableOfABackendReachesItsOption) {
               {"APP_DEVICE", "cpu"}}),
       "--host 127.0.0.1  [APP_BIND]\n--port 50053  [APP_PORT]\n--mem 2048  [APP_MEM]\n--threads 2  [APP_THREADS]\n"
       "--rpc-token (secret)  [APP_RPC_TOKEN]\n--device cpu  [APP_DEVICE]\n");
-  EXPECT_THAT(config({{"APP_CACHE", "on"},
-                      {"APP_CACHE_DIR", "/app/cache"},
-                      {"APP_CACHE_LIMIT", "20G"},
-                      {"APP_MODELS_DIR", "/app/models"}}),
-              AllOf(HasSubstr("--cache on  [APP_CACHE]\n"), HasSubstr("--cache-dir /app/cache  [APP_CACHE_DIR]\n"),
-                    HasSubstr("--cache-limit 20G  [APP_CACHE_LIMIT]\n"),
-                    HasSubstr("--models-dir /app/models  [APP_MODELS_DIR]\n")));
+  EXPECT_THAT(
+      config({{"APP_CACHE", "on"},
+              {"APP_CACHE_DIR", "/app/cache"},
+              {"APP_CACHE_LIMIT", "20G"},
+              {"APP_MODELS_DIR", "/app/models"},
+              {"APP_ADVERTISE", "a.example:50052"},
+              {"APP_METRICS_PORT", "9100"}}),
+      AllOf(HasSubstr("--advertise a.example:50052  [APP_ADVERTISE]\n"),
+            HasSubstr("--metrics-port 9100  [APP_METRICS_PORT]\n"), HasSubstr("--cache on  [APP_CACHE]\n"),
+            HasSubstr("--cache-dir /app/cache  [APP_CACHE_DIR]\n"), HasSubstr("--cache-limit 20G  [APP_CACHE_LIMIT]\n"),
+            HasSubstr("--models-dir /app/models  [APP_MODELS_DIR]\n")));
   EXPECT_THAT(backend("APP_MEM", "auto"), HasSubstr("--mem auto  [APP_MEM]"));
 }
 
@@ -180,13 +184,16 @@ TEST_F(EntrypointConfig, EveryVariableOfAServerReachesItsOption) {
                                    {"APP_THREADS", "3"},
                                    {"APP_CTX_SIZE", "4096"},
                                    {"APP_PARALLEL", "8"},
+                                   {"APP_PLAN", "latency"},
+                                   {"APP_CACHE_DIR", "/app/cache"},
                                    {"APP_API_KEY", "one,two"}});
   for (const char* line :
        {"--host 127.0.0.1  [APP_BIND]", "--port 8081  [APP_PORT]",
         "--rpc backend-cuda:50052, backend-cpu:50052  [APP_RPC_BACKENDS]", "--model /app/models/a.gguf  [APP_MODEL]",
         "--repeat-penalty 1.1  [APP_REPEAT_PENALTY]", "--n-gpu-layers all  [APP_GPU_LAYERS]",
         "--rpc-token (secret)  [APP_RPC_TOKEN]", "--threads 3  [APP_THREADS]", "--ctx-size 4096  [APP_CTX_SIZE]",
-        "--parallel 8  [APP_PARALLEL]", "--api-key (secret)  [APP_API_KEY]"})
+        "--parallel 8  [APP_PARALLEL]", "--plan latency  [APP_PLAN]", "--cache-dir /app/cache  [APP_CACHE_DIR]",
+        "--api-key (secret)  [APP_API_KEY]"})
     EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
   EXPECT_THAT(text, AllOf(Not(HasSubstr("0123456789abcdef")), Not(HasSubstr("one,two"))));
 }
@@ -212,7 +219,14 @@ TEST_F(EntrypointConfig, BadValuesNameTheVariableTheValueAndWhatIsAccepted) {
       {"server", "APP_THREADS", "many", "a whole number"},
       {"server", "APP_CTX_SIZE", "-5", "a whole number from 0"},
       {"server", "APP_PARALLEL", "0", "at least 1"},
-      {"backend", "APP_DEVICE", "cuda", "expected cpu"},
+      {"backend", "APP_DEVICE", "cuda", "on the processor only: expected cpu"},
+      {"server", "APP_REPEAT_PENALTY", "0", "greater than 0"},
+      {"server", "APP_RPC_BACKENDS", "a:50052,b:port", "expected a port"},
+      {"server", "APP_RPC_BACKENDS", "http://a:50052", "endpoint 'http://a:50052'"},
+      {"server", "APP_PLAN", "fast", "auto, latency, throughput, memory"},
+      {"backend", "APP_ADVERTISE", "a", "expected host:port"},
+      {"backend", "APP_METRICS_PORT", "web", "from 0 to 65535"},
+      {"backend", "APP_RPC_TOKEN_FILE", "/no/file", "a file that this user can read"},
       {"backend", "APP_CACHE", "yes", "accepted are on"},
       {"backend", "APP_CACHE_LIMIT", "much", "expected a size"},
       {"server", "LLAMA_ARG_JINJA", "maybe", "on, true, enabled, 1 and off, false, disabled, 0"},
@@ -228,11 +242,15 @@ TEST_F(EntrypointConfig, BadValuesNameTheVariableTheValueAndWhatIsAccepted) {
 
 TEST_F(EntrypointConfig, EmptyVariablesAreDefaultsOrNone) {
   const std::string with_nothing = config({{"APP_MODE", "server"}});
-  for (const char* name : {"APP_BIND", "APP_PORT", "APP_RPC_BACKENDS", "APP_REPEAT_PENALTY", "APP_GPU_LAYERS",
-                           "APP_RPC_TOKEN", "APP_RPC_TOKEN_FILE", "APP_THREADS", "APP_CTX_SIZE", "APP_PARALLEL",
-                           "APP_API_KEY", "APP_API_KEY_FILE", "LLAMA_ARG_CTX_SIZE", "LLAMA_ARG_SPLIT_MODE"})
+  for (const char* name :
+       {"APP_BIND", "APP_PORT", "APP_RPC_BACKENDS", "APP_REPEAT_PENALTY", "APP_GPU_LAYERS", "APP_RPC_TOKEN",
+        "APP_RPC_TOKEN_FILE", "APP_THREADS", "APP_CTX_SIZE", "APP_PARALLEL", "APP_API_KEY", "APP_API_KEY_FILE",
+        "APP_PLAN", "APP_CACHE_DIR", "LLAMA_ARG_CTX_SIZE", "LLAMA_ARG_SPLIT_MODE"})
     EXPECT_EQ(server(name, ""), with_nothing) << name;
   EXPECT_THAT(server("APP_MODEL", ""), Not(HasSubstr("--model")));
+  for (const char* name : {"APP_MODE", "APP_MEM", "APP_CACHE", "APP_CACHE_LIMIT", "APP_MODELS_DIR", "APP_ADVERTISE",
+                           "APP_METRICS_PORT", "APP_DEVICE"})
+    EXPECT_EQ(config({{name, ""}}), config({})) << name;
 }
 
 TEST_F(EntrypointConfig, VariablesOfLlamaServerSetTheirOptions) {
@@ -262,6 +280,11 @@ TEST_F(EntrypointConfig, SecretsComeFromFiles) {
   EXPECT_THAT(backend("APP_RPC_TOKEN_FILE", path),
               AllOf(HasSubstr("error: APP_RPC_TOKEN_FILE='" + path + "'"), HasSubstr("no token")));
   std::remove(path.c_str());
+}
+
+TEST_F(EntrypointConfig, SecretsAreNotShownWhenTheyAreTooShort) {
+  EXPECT_THAT(backend("APP_RPC_TOKEN", "secret"),
+              AllOf(HasSubstr("error: APP_RPC_TOKEN: the token has 6 bytes, at least 16"), Not(HasSubstr("secret"))));
 }
 
 TEST(Entrypoint, FindsWhatRunsInACommandLine) {

@@ -72,10 +72,16 @@ class Entrypoint(ClusterTest):
     def test_wrong_variables_are_named(self):
         for variables, expected in (({"APP_MODE": "backends"}, "APP_MODE='backends'"), ({"APP_PORT": "http"}, "APP_PORT='http'"),
                                     ({"APP_MODE": "server", "LLAMA_ARG_NUMA": "isolate"}, "LLAMA_ARG_NUMA='isolate'"),
-                                    ({"APP_RPC_TOKEN_FILE": "/no/file"}, "/no/file")):
+                                    ({"APP_RPC_TOKEN_FILE": "/no/file"}, "APP_RPC_TOKEN_FILE='/no/file'"),
+                                    ({"APP_BIND": "nowhere.invalid"}, "--host or APP_BIND: an address of this machine"),
+                                    ({"APP_MODE": "server", "APP_MODEL": "/no.gguf"}, "APP_MODEL: a GGUF file that this user can read"),
+                                    ({"APP_MODELS_DIR": "/no/folder"}, "APP_MODELS_DIR: a folder that this user can read"),
+                                    ({"APP_CACHE_DIR": "/proc/no"}, "APP_CACHE_DIR: a folder that this user can write to")):
             result = run("entrypoint", env=clean_environment(**variables))
             self.assertEqual(result.returncode, 1)
             self.assertIn(expected, result.stderr)
+            for value in variables.values():
+                self.assertTrue(value in result.stderr or value == "server", result.stderr)
 
     def test_arguments_are_passed_on_and_tools_run(self):
         result = run("entrypoint", "--port", "1", "--print-config", env=clean_environment(APP_MODE="server", APP_RPC_BACKNDS="a"))
