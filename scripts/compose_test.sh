@@ -7,6 +7,8 @@ cd "$(dirname "$0")/.."
 state=${CARAVAN_IMAGE_DIR:-$PWD/build/image}
 image=${1:-localhost/caravan-$(dpkg --print-architecture)}
 if [ -z "${CARAVAN_COMPOSE_NAMESPACE:-}" ]; then
+  docker compose version >/dev/null 2>&1 || { echo "compose_test.sh needs the Docker client with its compose plugin (version 2)" >&2; exit 2; }
+  [ -d "$state/storage" ] || { echo "no image in $state: scripts/image_test.sh makes one" >&2; exit 2; }
   for package in podman crun netavark aardvark-dns iptables; do
     dpkg-query -W "$package" >/dev/null 2>&1 || apt-get install -y -qq --no-install-recommends "$package" >/dev/null
   done
@@ -55,9 +57,11 @@ ask() {
 }
 stages() { curl -fs http://127.0.0.1:8080/props | python3 -c 'import json, sys; print(*(s["device"] for s in json.load(sys.stdin)["plan"]["stages"]))'; }
 
+export APP_PLAN=memory  # by speed one backend would do for the demo model
 docker compose up -d --no-build --scale backend=3
 first=$(ask)
 echo "over $(stages): $first"
+[ "$(stages | wc -w)" = 3 ] || { echo "not over three backends"; docker compose logs server; exit 1; }
 docker kill caravantest-backend-1 caravantest-backend-2 >/dev/null
 sleep 1
 second=$(ask)
