@@ -95,6 +95,8 @@ class Container:
 
     def kill(self):
         if self.process.poll() is None:
+            with contextlib.suppress(OSError, IndexError):  # what changed its user does not end with its parent
+                os.kill(self.pid(), signal.SIGKILL)
             self.process.kill()
             self.process.wait()
 

@@ -39,6 +39,8 @@ base() {
     { tail -n 20 "$state/debootstrap.log" >&2; return 1; }
   rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/{man,info,locale}/* "$root/debootstrap"
   find "$root/usr/share/doc" -type f ! -name copyright -delete
+  # For another architecture debootstrap leaves a link to itself there.
+  [ ! -L "$root/proc" ] || { rm "$root/proc"; mkdir "$root/proc"; }
   mkdir -p "$root/var/cache/apt/archives/partial" "$root/var/lib/apt/lists/partial"
   printf 'deb %s %s main\ndeb %s-security %s-security main\n' "$mirror" "$suite" "${mirror%/}" "$suite" >"$root/etc/apt/sources.list"
   local container
