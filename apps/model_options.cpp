@@ -417,8 +417,8 @@ OpenedModel::OpenedModel(const ModelOptions& options)
     const std::chrono::duration<double> timeout(options.rpc_timeout_s);
     cluster::RemoteOptions remote{options.rpc_token, std::chrono::duration_cast<std::chrono::milliseconds>(timeout)};
     if (options.wants_prediction || (options.goal && options.tensor_split.empty()))
-      remote.matrix_types =
-          models::main_types(models::model_work(models::find_arch(file_.metadata()), hp, models::tensor_map(file_)));
+      remote.questions = stage::speed_questions(file_, models::hyperparameter_metadata(file_.metadata(), cluster.n_ctx),
+                                                cluster.cache);
     connector_ = cluster::make_remote_connector(*io_, std::move(remote));
   }
   pipeline_ = std::make_unique<cluster::ClusterPipeline>(file_, device_, connector_.get(), std::move(cluster));

@@ -40,8 +40,12 @@ std::string speeds_table(const Proposal& proposal) {
     for (const auto& [type, rate] : speeds->device.matrices)
       types += fmt::format("{}{} {:.1f} GB/s {:.0f} Gop/s", types.empty() ? "" : ", ", tensor::dtype_name(type),
                            rate.bytes_per_s / 1e9, rate.ops_per_s / 1e9);
-    table += fmt::format("{:<28} link {:.2f} ms {:.0f} MB/s; {}\n", proposal.offers[i].name,
-                         2e3 * speeds->link.latency_seconds, speeds->link.bytes_per_s / 1e6, types);
+    std::string layers;
+    for (const auto& [kind, times] : speeds->device.layers)
+      layers += fmt::format("{}{:.3g} ms for a row, {:.3g} ms for {}", layers.empty() ? "; layers: " : ", ",
+                            1e3 * times.seconds.front(), 1e3 * times.seconds.back(), times.n_rows.back());
+    table += fmt::format("{:<28} link {:.2f} ms {:.0f} MB/s; {}{}\n", proposal.offers[i].name,
+                         2e3 * speeds->link.latency_seconds, speeds->link.bytes_per_s / 1e6, types, layers);
   }
   return table;
 }
@@ -67,6 +71,9 @@ Json to_json(const Proposal& proposal) {
       for (const auto& [type, rate] : speeds->device.matrices)
         device["matrices"][std::string(tensor::dtype_name(type))] = {{"bytes_per_s", rate.bytes_per_s},
                                                                      {"ops_per_s", rate.ops_per_s}};
+      device["layers"] = Json::array();  // of each kind
+      for (const auto& [kind, times] : speeds->device.layers)
+        device["layers"].push_back({{"n_rows", times.n_rows}, {"seconds", times.seconds}});
     }
     devices.push_back(std::move(device));
   }

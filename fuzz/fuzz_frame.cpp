@@ -128,6 +128,12 @@ void decode(const net::Frame& frame) {
     case MessageType::survey_result:
       read_profile(parse_header<pb::SurveyResult>(frame));
       break;
+    case MessageType::survey_layer:
+      decode_load(parse_header<pb::SurveyLayer>(frame).layer(), frame.payload, "fuzz");
+      break;
+    case MessageType::survey_layer_result:
+      read_times(parse_header<pb::SurveyLayerResult>(frame))(512);
+      break;
     case MessageType::link_test:
       parse_header<pb::LinkTest>(frame);
       break;

@@ -12,6 +12,7 @@
 #include "models/registry.h"
 #include "remote/inlet.h"
 #include "remote/remote_stage.h"
+#include "stage/layer_sample.h"
 #include "stage/local_stage.h"
 #include "weights/source.h"
 
@@ -168,6 +169,7 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
       hyperparameter_metadata_(models::hyperparameter_metadata(model.metadata(), options_.n_ctx)),
       hp_(arch_.read(hyperparameter_metadata_)),
       work_(models::model_work(arch_, hp_, models::tensor_map(model))),
+      layer_kinds_(models::layer_kinds(arch_, hp_, models::tensor_map(model))),
       session_(random_session()),
       hashes_(model, weights::HashMemory(options_.hash_folder)) {
   CARAVAN_ASSERT(connector_ != nullptr || options_.backends.empty(), "backends need a connector");
@@ -406,6 +408,7 @@ void ClusterPipeline::place(const plan::PlacementRequest& request, Candidate& ca
     input.links.push_back(speeds != nullptr ? speeds->link : stage::LinkProfile());
   }
   input.work = work_;
+  input.layer_kinds = layer_kinds_;
   for (const uint64_t bytes : request.needs.layer_kv_cache)
     input.layer_kv_bytes.push_back(static_cast<double>(bytes) / request.cache.block_tokens);
   input.n_embd = hp_.n_embd;
@@ -416,8 +419,16 @@ void ClusterPipeline::place(const plan::PlacementRequest& request, Candidate& ca
 
 // Measured when layers first come to this machine.
 const stage::DeviceProfile& ClusterPipeline::local_profile() const {
-  const std::vector<tensor::DType> types = models::main_types(work_);
-  if (local_profile_.matrices.empty()) stage::measure_profile(device_, types, options_.local_memory, local_profile_);
+  if (local_profile_.matrices.empty()) {
+    const stage::SpeedQuestions questions = stage::speed_questions(model_, hyperparameter_metadata_, options_.cache);
+    try {
+      for (const auto& [kind, sample] : questions.layers)
+        local_profile_.layers[kind] = stage::measure_layer(device_, sample, options_.local_memory);
+    } catch (const ResourceError& error) {
+      spdlog::info("{}; it is estimated from products of matrices", error.what());
+    }
+    stage::measure_profile(device_, questions.all_types, options_.local_memory, local_profile_);
+  }
   return local_profile_;
 }
 

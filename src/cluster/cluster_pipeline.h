@@ -162,6 +162,7 @@ class ClusterPipeline : public engine::Pipeline {
   // Until then no stage hands its output on by itself.
   std::atomic<std::chrono::steady_clock::time_point> relay_until_{};
   const models::ModelWork work_;
+  const std::vector<uint32_t> layer_kinds_;
   const uint64_t session_;  // random, names this server's use of the stages
 
   // Used by start(), and then by the thread that loads a plan.

@@ -1,6 +1,8 @@
 #include "cluster/remote_backend.h"
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 #include <set>
 
 #include "base/log.h"
@@ -85,17 +87,27 @@ class RemoteConnector : public BackendConnector {
 
  private:
   // nullopt: not wanted, or not to be had.
-  std::optional<Backend::Speeds> measure(remote::BackendLink& link) const {
-    if (options_.matrix_types.empty()) return std::nullopt;
+  std::optional<Backend::Speeds> measure(remote::BackendLink& link) {
+    if (options_.questions.all_types.empty()) return std::nullopt;
     const std::string who = link.info().endpoint.text();
     if (!link.knows_surveys()) {
       spdlog::warn("backend {} is of an earlier version: how fast it computes is not known", who);
       return std::nullopt;
     }
+    // Those on one machine would slow each other down.
+    const std::shared_ptr<std::mutex> machine = machine_of(link.info());
+    const std::lock_guard alone(*machine);
     try {
       const stage::LinkProfile connection = link.measure(kLinkTestTimeout);
-      remote::BackendLink::Survey survey = link.survey(kDevice, options_.matrix_types, kSurveyTimeout);
-      if (survey.profile) return Backend::Speeds{std::move(*survey.profile), connection};
+      const auto layers = measure_layers(link);
+      const bool all = layers.size() == options_.questions.layers.size();
+      const auto& others = options_.questions.other_types;
+      remote::BackendLink::Survey survey =
+          link.survey(kDevice, all && !others.empty() ? others : options_.questions.all_types, kSurveyTimeout);
+      if (survey.profile) {
+        survey.profile->layers = layers;
+        return Backend::Speeds{std::move(*survey.profile), connection};
+      }
       spdlog::warn("backend {}: how fast it computes is not known: {}", who, survey.error);
     } catch (const Error& error) {
       if (!link.alive()) throw;
@@ -104,8 +116,32 @@ class RemoteConnector : public BackendConnector {
     return std::nullopt;
   }
 
+  std::map<uint32_t, stage::LayerTimes> measure_layers(remote::BackendLink& link) const {
+    std::map<uint32_t, stage::LayerTimes> layers;
+    if (!link.knows_layer_surveys()) return layers;
+    for (const auto& [kind, sample] : options_.questions.layers) {
+      try {
+        layers[kind] = link.survey_layer(kDevice, sample, kSurveyTimeout);
+      } catch (const Error& error) {
+        if (!link.alive()) throw;
+        spdlog::info("{}; it is estimated from products of matrices", error.what());
+        break;
+      }
+    }
+    return layers;
+  }
+
+  std::shared_ptr<std::mutex> machine_of(const remote::BackendInfo& info) {
+    const std::lock_guard lock(mutex_);
+    auto& machine = machines_[info.machine.empty() ? info.endpoint.host : info.machine];
+    if (!machine) machine = std::make_shared<std::mutex>();
+    return machine;
+  }
+
   net::IoThreads& io_;
   const RemoteOptions options_;
+  std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<std::mutex>> machines_;  // under mutex_: held while a backend there measures
 };
 
 }  // namespace

@@ -7,14 +7,14 @@
 
 #include "cluster/backend.h"
 #include "net/io.h"
-#include "tensor/dtype.h"
+#include "stage/layer_sample.h"
 
 namespace caravan::cluster {
 
 struct RemoteOptions {
   std::string token;  // empty: plaintext, only to backends without a token
   std::chrono::milliseconds heartbeat_timeout{5000};
-  std::vector<tensor::DType> matrix_types = {};  // whose speed a backend is asked for; none: nothing is measured
+  stage::SpeedQuestions questions = {};  // what backends measure; without types: nothing
 };
 
 // Connects to `caravan backend` processes. io outlives the connector and its backends. Throws RequestError for a token

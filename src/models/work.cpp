@@ -1,6 +1,8 @@
 #include "models/work.h"
 
 #include <set>
+#include <string>
+#include <tuple>
 
 namespace caravan::models {
 namespace {
@@ -47,6 +49,34 @@ ModelWork model_work(const Arch& arch, const Hyperparameters& hp, const graph::T
     (decl.scope == TensorDecl::Scope::output ? work.output : work.layers[decl.layer])[dtype] += one;
   }
   return work;
+}
+
+std::vector<uint32_t> layer_kinds(const Arch& arch, const Hyperparameters& hp, const graph::TensorMap& tensors) {
+  struct Form {
+    std::vector<std::tuple<std::string, tensor::DType, tensor::Shape>> tensors;
+    std::vector<std::tuple<size_t, uint32_t, uint32_t, uint32_t>> caches;  // group, heads and their widths
+    auto operator<=>(const Form&) const = default;
+  };
+  std::vector<Form> forms(hp.n_layer);
+  for (const TensorDecl& decl : slice_tensors(arch, hp, whole_model(hp))) {
+    if (decl.scope != TensorDecl::Scope::layer || decl.presence == TensorDecl::Presence::unused) continue;
+    auto found = tensors.find(decl.name);
+    if (found == tensors.end()) found = tensors.find(decl.fallback);
+    if (found == tensors.end()) continue;
+    const std::string prefix = "blk." + std::to_string(decl.layer) + ".";
+    const std::string& name = decl.name;
+    const auto& [dtype, ne] = found->second;
+    forms[decl.layer].tensors.emplace_back(name.starts_with(prefix) ? name.substr(prefix.size()) : name, dtype, ne);
+  }
+  const std::vector<CacheGroup> groups = arch.cache_groups(hp);
+  for (size_t i = 0; i < groups.size(); ++i)
+    for (const CacheLayer& layer : groups[i].layers)
+      forms[layer.layer].caches.emplace_back(i, layer.n_head_kv, layer.head_dim_k, layer.head_dim_v);
+  std::map<Form, uint32_t> numbers;
+  std::vector<uint32_t> kinds;
+  for (Form& form : forms)
+    kinds.push_back(numbers.emplace(std::move(form), static_cast<uint32_t>(numbers.size())).first->second);
+  return kinds;
 }
 
 std::vector<tensor::DType> main_types(const ModelWork& work) {

@@ -2,6 +2,7 @@
 // layer and type of tensor. For the planner's predictions and for benchmarks.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <vector>
 
@@ -35,6 +36,10 @@ struct ModelWork {
 
 // The types that hold a noteworthy part of a model's matrices, a fiftieth of all bytes or more: whose speed matters.
 std::vector<tensor::DType> main_types(const ModelWork& work);
+
+// Layers that take the same time: their tensors have the same types and shapes, and their caches are in the same
+// groups. Per layer the number of its kind, counted from 0 in the order in which kinds first occur.
+std::vector<uint32_t> layer_kinds(const Arch& arch, const Hyperparameters& hp, const graph::TensorMap& tensors);
 
 // The work of a model whose file has these tensors. Throws FormatError when they do not fit the architecture.
 ModelWork model_work(const Arch& arch, const Hyperparameters& hp, const graph::TensorMap& tensors);

@@ -51,7 +51,15 @@ const std::vector<double>& CostModel::layer_seconds(size_t device, uint32_t n_ro
   std::vector<double>& sums = layer_seconds_[{device, n_rows}];
   if (sums.empty()) {
     sums.push_back(0);
+    const stage::DeviceProfile& profile = input_.devices[device];
     for (size_t i = 0; i < input_.work.layers.size(); ++i) {
+      const auto times =
+          i < input_.layer_kinds.size() ? profile.layers.find(input_.layer_kinds[i]) : profile.layers.end();
+      if (times != profile.layers.end()) {
+        const double layer = times->second(n_rows);
+        sums.push_back(sums.back() + std::max(layer - profile.step_seconds, layer / 2));
+        continue;
+      }
       const double attention =
           input_.context * input_.layer_kv_bytes[i] * n_rows / input_.devices[device].cache_bytes_per_s;
       sums.push_back(sums.back() + seconds(device, input_.work.layers[i], n_rows) + attention);

@@ -1,10 +1,11 @@
 // How long stages take on devices whose speed is known, and how to cut a model for speed. Pure functions, tested on
 // simulated clusters.
 //
-// A step of r rows takes on a stage, per type of its matrices, the longer of streaming the weights once and
-// multiplying them with r rows; then the keys and values that the rows attend to are read, and a fixed cost per step
-// is paid. Hidden rows travel between stages in the time the link needs. Prompts flow through the stages in chunks, and
-// many sequences are divided into as many groups as there are stages, so that all stages work at the same time.
+// A step of r rows takes on a stage as long as its layers were measured to take, and a fixed cost. Layers that a device
+// did not measure take, per type of their matrices, the longer of streaming the weights once and multiplying them with
+// r rows; then the keys and values that the rows attend to are read. Hidden rows travel between stages in the time the
+// link needs. Prompts flow through the stages in chunks, and many sequences are divided into as many groups as there
+// are stages, so that all stages work at the same time.
 #pragma once
 
 #include <cstdint>
@@ -43,6 +44,7 @@ class CostModel {
  public:
   struct Input {
     models::ModelWork work;
+    std::vector<uint32_t> layer_kinds;   // per layer, see DeviceProfile::layers; none: from work alone
     std::vector<double> layer_kv_bytes;  // per layer: of one token
     uint32_t n_embd = 0;
     uint32_t n_slots = 1;

@@ -204,6 +204,7 @@ net::awaitable<void> BackendLink::State::greet() {
   info.protocol_minor = ack.protocol_minor();
   info.keep_alive = std::chrono::seconds(ack.keep_alive_s());
   info.advertised = ack.advertise().empty() ? info.endpoint.text() : ack.advertise();
+  if (ack.machine().size() <= kMaxMachineBytes) info.machine = ack.machine();
   for (const pb::Device& device : ack.devices()) {
     info.devices.push_back({device.name(), device.kind(), device.description(), device.memory_total(),
                             device.memory_free(), device.n_threads(), device.numeric_class()});
@@ -265,6 +266,8 @@ void BackendLink::State::handle(net::Frame frame) {
       return handle_answer<pb::ProbeResult>(std::move(frame));
     case MessageType::survey_result:
       return handle_answer<pb::SurveyResult>(std::move(frame));
+    case MessageType::survey_layer_result:
+      return handle_answer<pb::SurveyLayerResult>(std::move(frame));
     case MessageType::link_test_result:
       return handle_answer<pb::LinkTestResult>(std::move(frame));
     default:
@@ -503,6 +506,29 @@ BackendLink::Survey BackendLink::survey(size_t device, std::span<const tensor::D
   survey.clock_ahead = Milliseconds(static_cast<int64_t>(result.clock_ms() - static_cast<uint64_t>(now.count())));
   for (const std::string& problem : result.problems()) survey.problems.push_back(printable(problem, 1024));
   return survey;
+}
+
+stage::LayerTimes BackendLink::survey_layer(size_t device, const stage::LoadRequest& sample,
+                                            std::chrono::milliseconds timeout) {
+  stage::LoadRequest request = sample;
+  for (weights::TensorEntry& tensor : request.manifest.tensors)
+    tensor.chunks.assign(weights::n_chunks(tensor.size_bytes), Digest());
+  EncodedLoad encoded = encode_load(request, 0, static_cast<uint32_t>(device));
+  if (encoded.payload.size() > kMaxSampleBytes)
+    throw NotSupportedError(fmt::format("what describes a layer takes {} bytes, a backend takes at most {}",
+                                        encoded.payload.size(), kMaxSampleBytes));
+  pb::SurveyLayer message;
+  *message.mutable_layer() = std::move(encoded.header);
+  const std::optional<net::Frame> answer =
+      state_->ask(MessageType::survey_layer, message, std::move(encoded.payload), timeout);
+  if (!answer)
+    throw Error(fmt::format("{} did not say within {:.1f} s how long a layer takes", state_->who,
+                            std::chrono::duration<double>(timeout).count()));
+  const auto result = parse_header<pb::SurveyLayerResult>(*answer);
+  if (!result.error().empty())
+    throw Error(
+        fmt::format("{}: how long a layer takes is not known: {}", state_->who, printable(result.error(), 1024)));
+  return read_times(result);
 }
 
 stage::LinkProfile BackendLink::measure(std::chrono::milliseconds timeout) {

@@ -49,6 +49,7 @@ struct BackendInfo {
   std::vector<RemoteDevice> devices;
   std::chrono::seconds keep_alive{0};
   std::string advertised;  // host:port by which other backends reach it
+  std::string machine;     // the same for backends on one machine; empty: not known
 
   // Over all devices.
   uint64_t memory_total() const;
@@ -101,6 +102,11 @@ class BackendLink {
   // Asks the backend how fast one of its devices multiplies by matrices of these types (none: only for the rest), and
   // waits; it may have to measure that, a third of a second for each type. Throws Error when no answer comes in time.
   Survey survey(size_t device, std::span<const tensor::DType> types, std::chrono::milliseconds timeout);
+  // Whether it can be asked survey_layer().
+  bool knows_layer_surveys() const { return info().protocol_minor >= kMinorWithLayerSurveys; }
+  // Asks the backend how long a layer takes on one of its devices (see stage::measure_layer()), and waits. Throws Error
+  // when no answer comes in time, or the backend says why there is none.
+  stage::LayerTimes survey_layer(size_t device, const stage::LoadRequest& sample, std::chrono::milliseconds timeout);
   // Sends some bytes there and back to measure the connection: up to 2 MiB each way, or what goes in a few
   // milliseconds. Throws Error when it takes longer than timeout.
   stage::LinkProfile measure(std::chrono::milliseconds timeout);

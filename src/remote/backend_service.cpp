@@ -394,6 +394,8 @@ void Peer::handle(net::Frame frame) {
       return probe(parse_header<pb::Probe>(frame));
     case MessageType::survey:
       return service_.surveyor.post(parse_header<pb::Survey>(frame), channel_);
+    case MessageType::survey_layer:
+      return service_.surveyor.post(parse_header<pb::SurveyLayer>(frame), frame.payload, channel_);
     case MessageType::link_test:
       return test_link(parse_header<pb::LinkTest>(frame));
     case MessageType::attach:
@@ -494,6 +496,7 @@ pb::HelloAck BackendService::State::hello_ack() const {
   ack.set_keep_alive_s(static_cast<uint32_t>(options.keep_alive.count()));
   ack.set_max_tickets(kMaxTickets);
   ack.set_advertise(options.advertise);
+  ack.set_machine(machine_name());
   return ack;
 }
 

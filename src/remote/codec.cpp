@@ -474,4 +474,25 @@ stage::DeviceProfile read_profile(const pb::SurveyResult& result) {
   return profile;
 }
 
+void write_times(pb::SurveyLayerResult& out, const stage::LayerTimes& times) {
+  out.mutable_n_rows()->Assign(times.n_rows.begin(), times.n_rows.end());
+  out.mutable_seconds()->Assign(times.seconds.begin(), times.seconds.end());
+}
+
+stage::LayerTimes read_times(const pb::SurveyLayerResult& result) {
+  stage::LayerTimes times;
+  times.n_rows.assign(result.n_rows().begin(), result.n_rows().end());
+  times.seconds.assign(result.seconds().begin(), result.seconds().end());
+  if (times.n_rows.empty() || times.n_rows.size() != times.seconds.size() || times.n_rows.front() != 1 ||
+      times.n_rows.back() > kMaxRows || !std::ranges::is_sorted(times.n_rows, std::ranges::less_equal()))
+    throw ProtocolError(
+        fmt::format("SurveyLayerResult: {} numbers of rows and {} times, expected as many, for rows "
+                    "that ascend from 1 to {} at most",
+                    times.n_rows.size(), times.seconds.size(), kMaxRows));
+  for (const double seconds : times.seconds)
+    if (!(seconds > 0 && std::isfinite(seconds)))
+      throw ProtocolError(fmt::format("SurveyLayerResult: {} is no time", seconds));
+  return times;
+}
+
 }  // namespace caravan::remote

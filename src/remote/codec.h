@@ -73,6 +73,10 @@ stage::Fence read_fence(const pb::Fence& fence);
 void write_profile(pb::SurveyResult& out, const stage::DeviceProfile& profile);
 stage::DeviceProfile read_profile(const pb::SurveyResult& result);
 
+// The times in the answer about a layer. read throws ProtocolError for numbers that are no times.
+void write_times(pb::SurveyLayerResult& out, const stage::LayerTimes& times);
+stage::LayerTimes read_times(const pb::SurveyLayerResult& result);
+
 // f32 values as raw bytes and back; throws FormatError when the size is no multiple of 4.
 std::vector<float> decode_floats(std::span<const std::byte> bytes);
 

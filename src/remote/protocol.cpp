@@ -46,6 +46,8 @@ constexpr std::array kMessages{
     MessageInfo{MessageType::have_chunks_result, "HaveChunksResult", Sender::backend, kSmall, 0},
     MessageInfo{MessageType::fetch_chunk, "FetchChunk", Sender::peer, kSmall, 0},
     MessageInfo{MessageType::fetched_chunk, "FetchedChunk", Sender::backend, kSmall, weights::kChunkBytes},
+    MessageInfo{MessageType::survey_layer, "SurveyLayer", Sender::server, kSmall, kMaxSampleBytes},
+    MessageInfo{MessageType::survey_layer_result, "SurveyLayerResult", Sender::backend, kSmall, 0},
 };
 
 }  // namespace

@@ -11,9 +11,10 @@ namespace caravan::remote {
 
 // Peers with another major version are refused; a minor version only adds what the other side may ignore.
 inline constexpr uint32_t kProtocolMajor = 2;
-inline constexpr uint32_t kProtocolMinor = 1;
+inline constexpr uint32_t kProtocolMinor = 2;
 inline constexpr uint32_t kMinorWithSharedWeights = 1;  // LoadSlice names other backends; they give chunks
 inline constexpr uint32_t kMinorWithSurveys = 1;        // backends know Survey and LinkTest
+inline constexpr uint32_t kMinorWithLayerSurveys = 2;   // and SurveyLayer
 
 enum class MessageType : uint16_t {
   hello = 1,
@@ -48,6 +49,8 @@ enum class MessageType : uint16_t {
   have_chunks_result = 30,
   fetch_chunk = 31,
   fetched_chunk = 32,
+  survey_layer = 33,
+  survey_layer_result = 34,
 };
 
 // Who may send a message: to a backend the side that connected (a server, or another backend as a peer), or the backend
@@ -80,10 +83,12 @@ inline constexpr uint32_t kMaxChunkRequests = 32;    // of a peer that wait for 
 inline constexpr uint64_t kMaxMetadataBytes = 1 << 20;
 inline constexpr uint64_t kMaxManifestBytes = 64 << 20;
 inline constexpr uint64_t kMaxForwardBytes = uint64_t{1} << 30;
-inline constexpr size_t kRouteKeyBytes = 32;      // secret of a route between two backends
-inline constexpr uint32_t kMaxHops = 1024;        // stages that a step passes
-inline constexpr uint32_t kMaxProbesAtOnce = 16;  // per backend
-inline constexpr uint32_t kMaxSurveyTypes = 64;   // of tensors, in one message
+inline constexpr size_t kRouteKeyBytes = 32;                        // secret of a route between two backends
+inline constexpr uint32_t kMaxHops = 1024;                          // stages that a step passes
+inline constexpr uint32_t kMaxProbesAtOnce = 16;                    // per backend
+inline constexpr uint32_t kMaxSurveyTypes = 64;                     // of tensors, in one message
+inline constexpr uint64_t kMaxSampleBytes = 2 * kMaxMetadataBytes;  // what describes a layer to measure
+inline constexpr size_t kMaxMachineBytes = 64;                      // name of a machine
 inline constexpr uint32_t kMaxLinkTestBytes = 1 << 20;
 
 // Keeps libprotobuf from writing to stderr what peers send: a message that does not parse is reported by whoever reads

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "models/registry.h"
+#include "stage/layer_sample.h"
 #include "stage/local_stage.h"
 
 namespace caravan::remote {
@@ -68,6 +69,10 @@ ReadyStage DeviceSliceHost::make_stage(size_t device, const stage::LoadRequest& 
 void DeviceSliceHost::measure(size_t device, std::span<const tensor::DType> types, uint64_t most_bytes,
                               stage::DeviceProfile& profile) {
   stage::measure_profile(*devices_.at(device), types, most_bytes, profile);
+}
+
+stage::LayerTimes DeviceSliceHost::measure_layer(size_t device, const stage::LoadRequest& sample, uint64_t most_bytes) {
+  return stage::measure_layer(*devices_.at(device), sample, most_bytes);
 }
 
 }  // namespace caravan::remote

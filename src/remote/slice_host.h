@@ -52,6 +52,8 @@ class SliceHost {
   // Adds to profile the types it lacks, see stage::measure_profile().
   virtual void measure(size_t device, std::span<const tensor::DType> types, uint64_t most_bytes,
                        stage::DeviceProfile& profile) = 0;
+  // As stage::measure_layer().
+  virtual stage::LayerTimes measure_layer(size_t device, const stage::LoadRequest& sample, uint64_t most_bytes) = 0;
 };
 
 // Slices on the devices of this machine.
@@ -66,6 +68,7 @@ class DeviceSliceHost : public SliceHost {
                         std::shared_ptr<const ResidentWeights> weights) override;
   void measure(size_t device, std::span<const tensor::DType> types, uint64_t most_bytes,
                stage::DeviceProfile& profile) override;
+  stage::LayerTimes measure_layer(size_t device, const stage::LoadRequest& sample, uint64_t most_bytes) override;
 
  private:
   std::vector<std::unique_ptr<device::Device>> devices_;

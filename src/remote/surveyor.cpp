@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <fstream>
 
 #include "base/log.h"
+#include "base/progress.h"
 #include "remote/codec.h"
 
 namespace caravan::remote {
@@ -15,27 +17,65 @@ namespace {
 constexpr uint32_t kMaxWaiting = 16;
 // Weights that are read from less memory than this are read from the processor's cache.
 constexpr uint64_t kLeastProfileBytes = uint64_t{32} << 20;
+// Larger layers would take too long to fill.
+constexpr uint64_t kMostLayerBytes = uint64_t{1} << 30;
+// Forms of layers that are remembered.
+constexpr size_t kMostLayers = 64;
 
 }  // namespace
+
+std::string machine_name() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string boot_id;
+  if (!std::getline(file, boot_id)) return "";
+  // As a hash: the identifier itself is nobody else's business.
+  const Digest digest = sha256(std::as_bytes(std::span(boot_id)));
+  return digest.hex().substr(0, 32);
+}
 
 Surveyor::Surveyor(SliceHost& host, SliceStore& store, const weights::ChunkCache* cache,
                    std::function<uint64_t()> n_batches)
     : host_(host), store_(store), cache_(cache), n_batches_(std::move(n_batches)), profiles_(host.devices().size()) {}
 
-void Surveyor::post(const pb::Survey& message, std::shared_ptr<Channel> channel) {
-  if (message.device() >= profiles_.size())
-    throw ProtocolError(fmt::format("Survey: there is no device {}", message.device()));
-  if (static_cast<uint32_t>(message.types_size()) > kMaxSurveyTypes)
-    throw ProtocolError(
-        fmt::format("Survey: {} types, at most {} are answered", message.types_size(), kMaxSurveyTypes));
+void Surveyor::check(uint32_t device, std::string_view message) const {
+  if (device >= profiles_.size()) throw ProtocolError(fmt::format("{}: there is no device {}", message, device));
+}
+
+// Sends, later, what answer() returns.
+template <typename Answer>
+void Surveyor::post_answer(MessageType type, std::shared_ptr<Channel> channel, Answer answer) {
   if (++n_waiting_ > kMaxWaiting) {
     --n_waiting_;
     throw ProtocolError(fmt::format("Survey: {} wait already", kMaxWaiting));
   }
-  thread_.post([this, message, channel = std::move(channel)] {
-    if (!channel->closed()) channel->send(MessageType::survey_result, survey(message));
+  thread_.post([this, type, channel = std::move(channel), answer = std::move(answer)] {
+    if (!channel->closed()) channel->send(type, answer());
     --n_waiting_;
   });
+}
+
+void Surveyor::post(const pb::Survey& message, std::shared_ptr<Channel> channel) {
+  check(message.device(), "Survey");
+  if (static_cast<uint32_t>(message.types_size()) > kMaxSurveyTypes)
+    throw ProtocolError(
+        fmt::format("Survey: {} types, at most {} are answered", message.types_size(), kMaxSurveyTypes));
+  post_answer(MessageType::survey_result, std::move(channel), [this, message] { return survey(message); });
+}
+
+void Surveyor::post(const pb::SurveyLayer& message, std::span<const std::byte> payload,
+                    std::shared_ptr<Channel> channel) {
+  check(message.layer().device(), "SurveyLayer");
+  auto sample = std::make_shared<stage::LoadRequest>(decode_load(message.layer(), payload, channel->peer()));
+  ByteWriter description;
+  description.write_string(message.layer().SerializeAsString());
+  description.write_bytes(payload);
+  post_answer(MessageType::survey_layer_result, std::move(channel),
+              [this, sequence = message.sequence(), device = message.layer().device(), key = sha256(description.data()),
+               sample = std::move(sample)] {
+                pb::SurveyLayerResult result = survey_layer(device, key, *sample);
+                result.set_sequence(sequence);
+                return result;
+              });
 }
 
 // On the thread.
@@ -71,6 +111,34 @@ pb::SurveyResult Surveyor::survey(const pb::Survey& message) {
                       profile.matrices.at(type).bytes_per_s / 1e9, profile.matrices.at(type).ops_per_s / 1e9);
     }
     write_profile(result, profile);
+  } catch (const std::exception& error) {
+    result.set_error(std::string(error.what()).substr(0, 1024));
+  }
+  return result;
+}
+
+// On the thread.
+pb::SurveyLayerResult Surveyor::survey_layer(uint32_t device, const Digest& key, const stage::LoadRequest& sample) {
+  pb::SurveyLayerResult result;
+  try {
+    auto known = layers_.find(key);
+    if (known == layers_.end()) {
+      const uint64_t need = host_.need(device, sample).total();
+      if (need > kMostLayerBytes)
+        throw ResourceError(fmt::format("a layer of {} takes too long to fill", format_bytes(need)));
+      const uint64_t bytes = std::min(need + stage::kProfileBytes, store_.memory_unused(device));
+      const uint64_t before = n_batches_();
+      const SliceStore::Lease lease = store_.reserve(device, {0, 0, bytes}, Digest());
+      const stage::LayerTimes times = host_.measure_layer(device, sample, bytes);
+      write_times(result, times);
+      spdlog::debug("a layer like {}: {:.3g} ms for a row, {:.3g} ms for {}", sample.slice.layer_begin,
+                    1e3 * times.seconds.front(), 1e3 * times.seconds.back(), times.n_rows.back());
+      if (n_batches_() != before) return result;
+      if (layers_.size() == kMostLayers) layers_.clear();
+      layers_.emplace(key, times);
+    } else {
+      write_times(result, known->second);
+    }
   } catch (const std::exception& error) {
     result.set_error(std::string(error.what()).substr(0, 1024));
   }

@@ -17,9 +17,7 @@ constexpr int64_t kWidth = 2048;      // values per row of the matrices
 constexpr int64_t kManyRows = 128;    // rows of a step that is bound by arithmetic
 constexpr int64_t kLayerRows = 2048;  // outputs of a matrix as wide as a layer's
 constexpr auto kShortest = std::chrono::milliseconds(40);
-constexpr int kLeastRuns = 3;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+constexpr size_t kLeastRuns = 3;
 
 // One matrix of a type on a device, and the product with it.
 class Product {
@@ -37,7 +35,7 @@ class Product {
     executable_ = device.compile(graph, weights, nullptr, {max_rows, 1, 0});
   }
 
-  // Seconds of one product with n_rows: the least of several, as whatever disturbs only adds.
+  // Seconds of one product with n_rows: the median of several.
   double seconds(int64_t n_rows) {
     const std::vector<float> hidden(static_cast<size_t>(n_in_ * n_rows), 0.5f);
     std::vector<float> result(static_cast<size_t>(n_out_ * n_rows));
@@ -46,14 +44,7 @@ class Product {
     input.n_rows = n_rows;
     input.hidden = hidden;
     input.outputs = outputs;
-    double least = 1e9;
-    const auto start = Clock::now();
-    for (int run = 0; run < kLeastRuns || Clock::now() - start < kShortest; ++run) {
-      const auto begin = Clock::now();
-      executable_->run(input);
-      least = std::min(least, seconds_since(begin));
-    }
-    return std::max(least, 1e-9);
+    return median_seconds(kLeastRuns, kShortest, [&] { executable_->run(input); });
   }
 
  private:
@@ -84,6 +75,31 @@ int64_t outputs_for(const device::Device& device, DType type, uint64_t bytes) {
 }
 
 }  // namespace
+
+double median_seconds(size_t least_runs, std::chrono::milliseconds least_time, const std::function<void()>& run,
+                      const std::function<void()>& before) {
+  constexpr size_t kMostRuns = 200;
+  std::vector<double> seconds;
+  const auto start = Clock::now();
+  while (seconds.size() < least_runs || (Clock::now() - start < least_time && seconds.size() < kMostRuns)) {
+    if (before) before();
+    const auto begin = Clock::now();
+    run();
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  const auto middle = seconds.begin() + static_cast<ptrdiff_t>(seconds.size() / 2);
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  return std::max(*middle, 1e-9);
+}
+
+double LayerTimes::operator()(double rows) const {
+  CARAVAN_ASSERT(!n_rows.empty() && n_rows.size() == seconds.size(), "there are points");
+  if (n_rows.size() == 1) return seconds[0] * rows / n_rows[0];
+  size_t i = 1;
+  while (i + 1 < n_rows.size() && rows > n_rows[i]) ++i;
+  const double slope = (seconds[i] - seconds[i - 1]) / (n_rows[i] - n_rows[i - 1]);
+  return std::max(seconds[i - 1] + slope * (rows - n_rows[i - 1]), 0.0);
+}
 
 MatrixRate DeviceProfile::rate(DType type) const {
   if (const auto found = matrices.find(type); found != matrices.end()) return found->second;

@@ -47,6 +47,9 @@ class HangingHost : public remote::SliceHost {
                stage::DeviceProfile& profile) override {
     host_.measure(device, types, most_bytes, profile);
   }
+  stage::LayerTimes measure_layer(size_t device, const stage::LoadRequest& sample, uint64_t most_bytes) override {
+    return host_.measure_layer(device, sample, most_bytes);
+  }
   std::atomic<bool> hangs{false};
 
  private:

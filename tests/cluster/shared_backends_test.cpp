@@ -42,6 +42,9 @@ class CountingHost : public remote::SliceHost {
                stage::DeviceProfile& profile) override {
     host_.measure(device, types, most_bytes, profile);
   }
+  stage::LayerTimes measure_layer(size_t device, const stage::LoadRequest& sample, uint64_t most_bytes) override {
+    return host_.measure_layer(device, sample, most_bytes);
+  }
   bool exceeded() const { return exceeded_.load(); }
 
  private:

@@ -54,6 +54,19 @@ TEST(CostModel, ReadsTheWeightsOncePerTokenOnEveryStage) {
   EXPECT_NEAR(1 / model.predict(whole).generation, 10 * 30e6 / 10e9 + 20e-6, 1e-9);
 }
 
+TEST(CostModel, TakesMeasuredTimesOfLayersWhereThereAreSome) {
+  auto input = input_of(4, {profile_of(10, 100), profile_of(10, 100)}, 0);
+  input.layer_kinds = {0, 1, 0, 1};
+  input.devices[0].layers[0] = {{1, 9}, {10e-3, 50e-3}};
+  const CostModel model(input);
+  const double step = input.devices[0].step_seconds;
+  EXPECT_NEAR(model.stage_seconds({0, 0, 1}, 1, 0), 10e-3, 1e-9);  // a step's cost is in it
+  EXPECT_NEAR(model.stage_seconds({0, 0, 1}, 5, 0), 30e-3, 1e-9);
+  const double other = model.stage_seconds({1, 1, 2}, 5, 0);  // not measured
+  EXPECT_NEAR(model.stage_seconds({0, 0, 2}, 5, 0), 30e-3 + other - step, 1e-9);
+  EXPECT_NEAR(model.stage_seconds({1, 0, 2}, 5, 0), 2 * other - step, 1e-9);
+}
+
 TEST(CostModel, MultipliesOnceRowsOutweighTheWeights) {
   const CostModel model(input_of(10, {profile_of(10, 100)}));
   const double few = model.stage_seconds({0, 0, 9}, 1, 0), many = model.stage_seconds({0, 0, 9}, 256, 0);
