@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <future>
+#include <numeric>
 #include <random>
 
 #include "base/log.h"
@@ -320,28 +321,62 @@ stage::LoadRequest ClusterPipeline::load_request(const plan::PlacedStage& placed
   return request;
 }
 
-void ClusterPipeline::load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
-                                 const std::string& name, const std::atomic<bool>& cancelled) {
-  stage::LoadRequest request = load_request(placed, placement, name);
+// Hashes that turn out to be wrong are computed again, once for all stages that find out.
+void ClusterPipeline::load_stage(stage::LoadRequest request, stage::Stage& stage,
+                                 const std::function<void(uint64_t)>& on_progress) {
   weights::ModelSource source(model_);
   weights::WeightSource* const sources[] = {&source};
-  Progress progress(
-      fmt::format("loading layers {}-{} on {}", placed.slice.layer_begin, placed.slice.layer_end - 1, name),
-      request.manifest.size_bytes());
-  const auto on_progress = [&](uint64_t done) {
-    if (cancelled) throw Error("loading was given up: the plan can no longer be used");
-    progress.update(done);
-  };
   try {
     stage.load(request, sources, on_progress);
   } catch (const weights::SourceError& error) {
-    if (!hashes_.recalled()) throw;
-    // The file may have changed though its size and time have not.
-    spdlog::warn("{}; the hashes that were remembered of {} are computed again", error.what(), model_.path());
-    hashes_.forget();
-    request.manifest = manifest_of(placed.slice, name != "local");
+    const Digest before = stage::content_key(request);
+    {
+      const std::lock_guard lock(rehash_mutex_);
+      if (hashes_.recalled()) {
+        // The file may have changed though its size and time have not.
+        spdlog::warn("{}; the hashes that were remembered of {} are computed again", error.what(), model_.path());
+        hashes_.forget();
+      }
+      request.manifest = manifest_of(request.slice, true);
+    }
+    if (stage::content_key(request) == before) throw;
     stage.load(request, sources, on_progress);
   }
+}
+
+// All stages at the same time: machines may have weights of their own, and each prepares what comes. One that fails
+// ends the others' loading.
+void ClusterPipeline::load_stages(Loading& loading, ActivePlan& plan, std::vector<stage::LoadRequest> requests) {
+  std::vector<uint64_t> done(requests.size());
+  uint64_t total = 0;
+  for (const stage::LoadRequest& request : requests) total += request.manifest.size_bytes();
+  const bool alone = requests.size() == 1;
+  Progress progress(alone ? fmt::format("loading layers 0-{} on {}", hp_.n_layer - 1, plan.parts.front().device)
+                          : fmt::format("loading {} layers on {} devices", hp_.n_layer, requests.size()),
+                    total);
+  std::mutex mutex;
+  std::exception_ptr failure;
+  {
+    std::vector<std::jthread> threads;
+    for (size_t i = 0; i < requests.size(); ++i) {
+      const auto on_progress = [&, i](uint64_t bytes) {
+        const std::lock_guard lock(mutex);
+        if (loading.cancelled || failure) throw Error("loading was given up: the plan can no longer be used");
+        done[i] = bytes;
+        progress.update(std::accumulate(done.begin(), done.end(), uint64_t{0}));
+      };
+      threads.emplace_back([&, i, on_progress] {
+        try {
+          load_stage(std::move(requests[i]), *plan.parts[i].stage, on_progress);
+        } catch (...) {
+          const std::lock_guard lock(mutex);
+          if (!failure) loading.device = plan.parts[i].device;
+          if (!failure) failure = std::current_exception();
+        }
+      });
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
 }
 
 bool ClusterPipeline::is_avoided(const Membership::Member& member, Choice choice) const {
@@ -553,17 +588,16 @@ void ClusterPipeline::load_plan(Loading& loading) {
     next->parts.push_back(std::move(part));
   }
   // All of the memory first: where some is refused, nothing was loaded in vain.
+  std::vector<stage::LoadRequest> requests;
   for (size_t i = 0; i < placement.stages.size(); ++i) {
     const plan::PlacedStage& placed = placement.stages[i];
     loading.device = next->parts[i].device;
-    next->parts[i].stage->reserve(load_request(placed, placement, loading.device), placed.need);
-  }
-  for (size_t i = 0; i < placement.stages.size(); ++i) {
-    loading.device = next->parts[i].device;
+    requests.push_back(load_request(placed, placement, loading.device));
+    next->parts[i].stage->reserve(requests.back(), placed.need);
     if (auto* remote = dynamic_cast<remote::RemoteStage*>(next->parts[i].stage.get()))
       remote->ask_others(backends_beside(next->parts[i].member));
-    load_stage(placement.stages[i], placement, *next->parts[i].stage, loading.device, loading.cancelled);
   }
+  load_stages(loading, *next, std::move(requests));
   open_stages(*next);
   next->summary = summarize(*next, candidate);
   next->prediction = placement.prediction;

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <deque>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -126,8 +127,8 @@ class ClusterPipeline : public engine::Pipeline {
   void open_stages(ActivePlan& plan);
   stage::LoadRequest load_request(const plan::PlacedStage& placed, const plan::Placement& placement,
                                   const std::string& name);
-  void load_stage(const plan::PlacedStage& placed, const plan::Placement& placement, stage::Stage& stage,
-                  const std::string& name, const std::atomic<bool>& cancelled);
+  void load_stages(Loading& loading, ActivePlan& plan, std::vector<stage::LoadRequest> requests);
+  void load_stage(stage::LoadRequest request, stage::Stage& stage, const std::function<void(uint64_t)>& on_progress);
   weights::Manifest manifest_of(const stage::Slice& slice, bool hashed);
   std::vector<remote::PeerAddress> backends_beside(const Membership::Member& member) const;
   engine::PlanSummary summarize(const ActivePlan& plan, const Candidate& candidate) const;
@@ -167,6 +168,7 @@ class ClusterPipeline : public engine::Pipeline {
 
   // Used by start(), and then by the thread that loads a plan.
   weights::ModelHashes hashes_;  // of the model's tensors, computed when a backend first needs them
+  std::mutex rehash_mutex_;      // held while they are computed again
   uint64_t epoch_ = 0;
 
   // Used by start() and then by the watching thread only.

@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 #include <spdlog/spdlog.h>
 
+#include <atomic>
 #include <future>
+#include <latch>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -558,6 +560,23 @@ TEST_F(Cluster, PlansWithoutABackendThatCannotLoad) {
   expect_event<PlanLost>(*pipeline);
   EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a"));
   EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, LoadsAllStagesAtTheSameTime) {
+  machines_.add("a");
+  machines_.add("b");
+  std::latch both(2);
+  std::atomic<bool> together{true};
+  machines_.stages().loads = [&](const std::string&) {
+    both.count_down();
+    const auto deadline = std::chrono::steady_clock::now() + kForever;
+    while (!both.try_wait() && together)
+      if (std::chrono::steady_clock::now() > deadline) together = false;
+  };
+  auto pipeline = make_pipeline();
+  pipeline->start();
+  EXPECT_TRUE(together);
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a", "b"));
 }
 
 TEST_F(Cluster, PlansWithoutABackendThatDoesNotReturn) {
