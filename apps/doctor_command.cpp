@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "base/progress.h"
+#include "cluster/remote_backend.h"
 #include "commands.h"
 #include "model_options.h"
 #include "remote/backend_link.h"
@@ -52,6 +53,17 @@ std::string remedy_for(const Error& error) {
     return "Update the older side, so that both run the same version";
   return "Is `caravan backend` running there, does it listen on an address other than 127.0.0.1 (--host), and does a "
          "firewall let the port through?";
+}
+
+// All machines that a name stands for; none when it does not resolve, which is reported.
+std::vector<std::string> addresses_of(const std::string& name, cluster::BackendConnector& connector, Report& report) {
+  try {
+    return connector.addresses(name);
+  } catch (const Error& error) {
+    report.problem(name, error.what(),
+                   "Is the name right, and does this machine's resolver (DNS, /etc/hosts) know it?");
+    return {};
+  }
 }
 
 void check_version(Report& report, const Backend& backend) {
@@ -180,12 +192,17 @@ int run_doctor(int argc, char** argv) {
   link_options.role = remote::LinkOptions::Role::tool;
   Report report;
   std::vector<Backend> backends;
+  const auto connector = cluster::make_remote_connector(io, {options.rpc_token});
   for (const std::string& name : options.rpc) {
-    try {
-      const auto link = remote::BackendLink::connect(io, net::parse_endpoint(name, kDefaultPort), link_options);
-      backends.push_back({name, link});
-    } catch (const Error& error) {
-      report.problem(name, error.what(), remedy_for(error));
+    const std::vector<std::string> addresses = addresses_of(name, *connector, report);
+    for (const std::string& address : addresses) {
+      const std::string who = addresses.size() == 1 ? name : fmt::format("{} ({})", name, address);
+      try {
+        const auto link = remote::BackendLink::connect(io, net::parse_endpoint(address, kDefaultPort), link_options);
+        backends.push_back({who, link});
+      } catch (const Error& error) {
+        report.problem(who, error.what(), remedy_for(error));
+      }
     }
   }
   for (const Backend& backend : backends) {

@@ -41,9 +41,9 @@ def clean_environment(**more):
     return {**env, **more}
 
 
-def run(*arguments, timeout=60, env=None):
-    """Runs caravan to its end; returns the CompletedProcess with text output."""
-    return subprocess.run([EXECUTABLE, *map(str, arguments)], capture_output=True, text=True, errors="replace", timeout=timeout,
+def run(*arguments, timeout=60, env=None, prefix=()):
+    """Runs caravan to its end; returns the CompletedProcess with text output. prefix: a command that becomes it."""
+    return subprocess.run([*prefix, EXECUTABLE, *map(str, arguments)], capture_output=True, text=True, errors="replace", timeout=timeout,
                           env=env or clean_environment(), check=False)
 
 
@@ -106,11 +106,11 @@ class Process:
 
 
 class Backend(Process):
-    def __init__(self, port=0, token=TOKEN, mem=512, threads=1, extra=()):
+    def __init__(self, port=0, token=TOKEN, mem=512, threads=1, extra=(), host="127.0.0.1", prefix=()):
         environment = clean_environment(**({"APP_RPC_TOKEN": token} if token else {}))
-        super().__init__("backend", "--host", "127.0.0.1", "--port", port, "--mem", mem, "-t", threads, *extra, env=environment)
-        self.port = int(self.wait_for(r"backend on 127\.0\.0\.1:(\d+)").group(1))
-        self.address = f"127.0.0.1:{self.port}"
+        super().__init__("backend", "--host", host, "--port", port, "--mem", mem, "-t", threads, *extra, env=environment, prefix=prefix)
+        self.port = int(self.wait_for(rf"backend on {re.escape(host)}:(\d+)").group(1))
+        self.address = f"{host}:{self.port}"
 
 
 class Server(Process):
