@@ -289,6 +289,26 @@ class Failures(ClusterTest):
         self.assertEqual(server.complete(PROMPTS[0], **self.FIELDS)["content"], expected)
         self.assertEqual(server.metric("plans_lost_total"), 1)
 
+    def test_a_plan_for_speed_is_made_again_on_what_is_left_after_a_kill(self):
+        # The context's cache takes 60 MiB: two backends hold it, and one of the three may go.
+        backends = {b.address: b for b in (self.start(Backend, mem=48) for _ in range(3))}
+        server = self.start(Server, list(backends.values()), extra=("-c", 24576, "-np", 1, "--mem", 1, "--plan", "auto"))
+        used = re.findall(r"^(127\.0\.0\.1:\d+) +\d+-\d+ +(?:server|direct)", server.log, re.MULTILINE)
+        self.assertGreater(len(used), 1, server.log)
+        self.assertIn("predicted: ", server.log)
+        expected, first, events = self.expected_and_stream(server)
+        backends[used[-1]].kill()
+        self.assertEqual(first + self.rest_of(events), expected)
+        self.assertEqual(server.metric("plans_lost_total"), 1)
+        self.assertEqual(server.log.count("predicted: "), 2, server.log)
+        # Now both that are left are needed: requests wait while one of them is gone.
+        expected, first, events = self.expected_and_stream(server)
+        other = backends[used[0]]
+        other.kill()
+        self.wait_until(lambda: server.get("/health")[0] == 503)
+        self.start(Backend, mem=48, port=other.port)
+        self.assertEqual(first + self.rest_of(events), expected)
+
     def test_requests_wait_for_a_backend_that_returns(self):
         backend = self.start(Backend)
         server = self.start(Server, [backend], extra=("-c", 1024, "--mem", 1))
