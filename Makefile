@@ -1,5 +1,5 @@
 # The front door. `make demo` and `make test` need nothing but a clone on Debian 12 or Ubuntu 24.04.
-.PHONY: demo test test-clients image-test compose-test docs build check-full bench format format-check lint clean packages
+.PHONY: demo test test-clients image-test compose-test readme-test docs build check-full bench format format-check lint clean packages
 JOBS ?= $(shell nproc)
 
 # Builds if needed, runs two backends and one server with the bundled model, asks one question, stops everything.
@@ -32,6 +32,10 @@ image-test:
 # docker-compose.yml with that image, also without an engine.
 compose-test:
 	@scripts/compose_test.sh
+
+# What README says of containers, to the letter, with Docker's engine in namespaces of its own. Needs root.
+readme-test:
+	@scripts/readme_test.sh
 
 # What takes longer than a push should: ThreadSanitizer, clang, cross builds under emulation, long fuzzing.
 check-full:

@@ -56,9 +56,9 @@ trap cleanup EXIT
 for _ in $(seq 100); do docker info >/dev/null 2>&1 && break; sleep 0.2; done
 docker info >/dev/null || { tail -n 20 "$engine/log" >&2; exit 1; }
 remove_containers
-if [ -z "$(docker images -q "$base")" ] && [ -d "$state/storage" ]; then
+if [ -z "$(docker images -q "${base#docker.io/library/}")" ] && [ -d "$state/storage" ]; then
   buildah --root "$state/storage" --runroot "$state/run" --storage-driver overlay push -q "$base" "docker-archive:$engine/base.tar:$base"
-  docker load -q -i "$engine/base.tar"
+  docker load -q -i "$engine/base.tar" >/dev/null
   rm "$engine/base.tar"
 fi
 cd "$engine/clone"

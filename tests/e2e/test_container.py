@@ -123,6 +123,16 @@ class Token(unittest.TestCase):
             self.assertEqual(run("token", "--file", os.path.join(folder, "none", "token")).returncode, 1)
 
 
+class Dockerfile(unittest.TestCase):
+    def test_the_platforms_are_left_to_the_builder(self):
+        # BuildKit before 2024 empties a platform that is declared before the first FROM.
+        lines = (harness.ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8").splitlines()
+        first = next(i for i, line in enumerate(lines) if line.startswith("FROM "))
+        self.assertIn("--platform=$BUILDPLATFORM", lines[first])
+        for line in lines[:first]:
+            self.assertNotRegex(line, r"^ARG (BUILD|TARGET)(PLATFORM|ARCH|OS|VARIANT)")
+
+
 class ImageNames(unittest.TestCase):
     def test_latest_never_moves_backwards(self):
         script = harness.ROOT / "scripts" / "image_is_newer.sh"
