@@ -20,6 +20,18 @@ CARAVAN_INLINE const ActivationBlock& block_of(const ActivationRows<R>& rows, in
   return static_cast<const ActivationBlock*>(rows.row[r])[b];
 }
 
+// Asks for the weights kPrefetchBytes behind those at p. One row outruns nothing: the processor fetches ahead of it by
+// itself. With several rows a block takes longer to compute than that reaches, which costs the wide types up to half.
+inline constexpr int64_t kPrefetchBytes = 2048;
+template <int R, size_t kBytes>
+CARAVAN_INLINE void prefetch_behind(const void* p) {
+  if constexpr (R >= 4) {
+    CARAVAN_UNROLL
+    for (size_t line = 0; line < kBytes; line += 64)
+      __builtin_prefetch(static_cast<const char*>(p) + kPrefetchBytes + line);
+  }
+}
+
 // One 64-byte row of nibbles: k-groups j (low) and j + 4 (high).
 template <int R>
 CARAVAN_INLINE void dot_add_nibbles(DotSmall (&dot)[R], const uint8_t* packed, int j, const ActivationRows<R>& rows,
@@ -196,7 +208,7 @@ struct FamilyQ6_K {
   static CARAVAN_INLINE U8x64 group(const PackedQ6_K::Sub& sub) {
     const U8x64 raw = load_u8x64(sub.low[t]);
     const U8x64 low = kHalf == 0 ? low_nibbles(raw) : high_nibbles(raw);
-    return bitwise_or(low, bit_pair<t>(load_u8x64(sub.high[kHalf])));
+    return bitwise_or(low, bit_pair<t>(load_u8x64(kHalf == 0 ? sub.high_0 : sub.high_1)));
   }
   template <int kHalf, int t, int R>
   static CARAVAN_INLINE void add_group(const PackedQ6_K::Sub& sub, DotSmall (&dot)[R], const ActivationRows<R>& rows,
@@ -228,6 +240,7 @@ struct FamilyQ6_K {
     const auto* blocks = reinterpret_cast<const PackedQ6_K*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
       const PackedQ6_K::Sub& sub = blocks[b / 8].sub[b % 8];
+      prefetch_behind<R, sizeof(sub)>(&sub);
       I32x16 sum[R];
       half<0>(sub, rows, b, sum);
       half<1>(sub, rows, b, sum);
@@ -272,6 +285,7 @@ struct FamilyInt8 {
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
     const auto* blocks = reinterpret_cast<const Block*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
+      prefetch_behind<R, sizeof(Block)>(blocks + b);
       DotSigned dot[R];
       CARAVAN_UNROLL
       for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
@@ -373,6 +387,7 @@ struct FamilyHalfIntegers {
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
     const auto* blocks = reinterpret_cast<const PackedHalfIntegers*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
+      prefetch_behind<R, sizeof(PackedHalfIntegers)>(blocks + b);
       for (int half = 0; half < 2; ++half) {
         DotSigned dot[R];
         CARAVAN_UNROLL
@@ -395,6 +410,7 @@ struct FamilyQ2_K {
     for (int64_t b = 0; b < n_in / 32; ++b) {
       const PackedQ2_K& block = blocks[b / 8];
       const PackedQ2_K::Sub& sub = block.sub[b % 8];
+      prefetch_behind<R, sizeof(sub)>(&sub);
       DotSigned dot[R];
       CARAVAN_UNROLL
       for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
@@ -414,53 +430,36 @@ struct FamilyQ2_K {
   }
 };
 
-// Float weights, stored as Decode reads them.
+// acc[r] += the products of `length` float weights from w on, as Decode reads them, with x(r, 0), x(r, 1), ...
+template <typename Decode, int R, typename Activation>
+CARAVAN_INLINE void add_float_chunks(const std::byte* w, int64_t length, Activation x, F32x16 (&acc)[R]) {
+  for (int64_t begin = 0; begin < length; begin += kFloatChunk) {
+    const int64_t end = begin + kFloatChunk < length ? begin + kFloatChunk : length;
+    F32x16 part[R];
+    CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) part[r] = zero();
+    CARAVAN_UNROLL_4
+    for (int64_t k = begin; k < end; ++k) {
+      const F32x16 weights = Decode::load16(w + k * Decode::kBytes);
+      CARAVAN_UNROLL
+      for (int r = 0; r < R; ++r) part[r] = fma(weights, splat(x(r, k)), part[r]);
+    }
+    CARAVAN_UNROLL
+    for (int r = 0; r < R; ++r) acc[r] = add(acc[r], part[r]);
+  }
+}
+
+// Few rows of float weights. Their sums wait for each other, but no longer than weights take to come from memory.
 template <typename Decode>
 struct FamilyFloat {
-  static constexpr int kTile = kFloatTile;
-
-  // acc[r] += one chunk's partial sum, for kChunks whole chunks at once: with few rows, several independent sums hide
-  // the latency of fma; the order of additions is the same. Those chunks lie apart in memory, too short for the
-  // processor to recognise: the next ones are asked for in the order in which they lie.
-  template <int R, int kChunks>
-  static CARAVAN_INLINE void chunks(const std::byte* w, int64_t length, const float* const* x, int64_t k0,
-                                    F32x16 (&acc)[R]) {
-    F32x16 part[kChunks][R];
-    CARAVAN_UNROLL
-    for (int c = 0; c < kChunks; ++c) {
-      CARAVAN_UNROLL
-      for (int r = 0; r < R; ++r) part[c][r] = zero();
-    }
-    const std::byte* next = w + (k0 + kChunks * kFloatChunk) * Decode::kBytes;
-    for (int64_t k = 0; k < length; ++k) {
-      if constexpr (kChunks > 1) {
-        for (int64_t line = 0; line < kChunks * Decode::kBytes; line += 64)
-          __builtin_prefetch(next + k * kChunks * Decode::kBytes + line);
-      }
-      CARAVAN_UNROLL
-      for (int c = 0; c < kChunks; ++c) {
-        const int64_t at = k0 + c * kFloatChunk + k;
-        const F32x16 weights = Decode::load16(w + at * Decode::kBytes);
-        CARAVAN_UNROLL
-        for (int r = 0; r < R; ++r) part[c][r] = fma(weights, splat(x[r][at]), part[c][r]);
-      }
-    }
-    CARAVAN_UNROLL
-    for (int c = 0; c < kChunks; ++c) {
-      CARAVAN_UNROLL
-      for (int r = 0; r < R; ++r) acc[r] = add(acc[r], part[c][r]);
-    }
-  }
-
+  static constexpr int kTile = kFloatTile < 8 ? 4 : 8;
   template <int R>
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
-    constexpr int kAtOnce = R == 1 ? 4 : R == 2 ? 2 : 1;
-    const float* x[R];
-    for (int r = 0; r < R; ++r) x[r] = static_cast<const float*>(rows.row[r]);
-    int64_t k = 0;
-    for (; k + kAtOnce * kFloatChunk <= n_in; k += kAtOnce * kFloatChunk)
-      chunks<R, kAtOnce>(panel, kFloatChunk, x, k, acc);
-    for (; k < n_in; k += kFloatChunk) chunks<R, 1>(panel, n_in - k < kFloatChunk ? n_in - k : kFloatChunk, x, k, acc);
+    const auto x = [&](int r, int64_t k) {
+      if (r == 0) prefetch_behind<R, Decode::kBytes>(panel + k * Decode::kBytes);
+      return static_cast<const float*>(rows.row[r])[k];
+    };
+    add_float_chunks<Decode>(panel, n_in, x, acc);
   }
 };
 
@@ -497,12 +496,13 @@ void mul_mat_panels(const MulMatCall& call, int64_t panel_begin, int64_t panel_e
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) mul_mat_tile<Family, R>(call, panel, row);
 }
 
+inline constexpr int64_t kGroupBytes = 256 * 1024;  // what stays in the second-level cache while all rows pass by
+
 template <typename Family>
 void mul_mat_family(const MulMatCall& call, int64_t panel_begin, int64_t panel_end, int64_t n_rows) {
-  constexpr int64_t kGroupBytes = 256 * 1024;  // panels that stay in the second-level cache
   constexpr int kTile = Family::kTile;
   const int64_t fitting = kGroupBytes / call.panel_bytes;
-  const int64_t group = n_rows <= kTile ? panel_end - panel_begin : fitting < 1 ? 1 : fitting;
+  const int64_t group = fitting < 1 ? 1 : fitting;
   for (int64_t begin = panel_begin; begin < panel_end; begin += group) {
     const int64_t end = begin + group < panel_end ? begin + group : panel_end;
     int64_t row = 0;
@@ -510,6 +510,63 @@ void mul_mat_family(const MulMatCall& call, int64_t panel_begin, int64_t panel_e
     for (; kTile > 4 && row + 4 <= n_rows; row += 4) mul_mat_panels<Family, 4>(call, begin, end, row);
     for (; row + 2 <= n_rows; row += 2) mul_mat_panels<Family, 2>(call, begin, end, row);
     for (; row < n_rows; ++row) mul_mat_panels<Family, 1>(call, begin, end, row);
+  }
+}
+
+// Many rows of float weights: tiles of rows are copied side by side, a few chunks at a time, so that they stay in the
+// first-level cache and all are addressed from one register.
+inline constexpr int64_t kFloatBlock = 4 * kFloatChunk;
+inline constexpr int64_t kFloatRowStride = kFloatBlock + 16;  // rows at a multiple of 4 KiB would share cache sets
+
+// out[rows of the tile][rows of the panel] += the products of `length` values from k; from the first ones they are set.
+template <typename Decode, int R>
+CARAVAN_INLINE void float_tile(const MulMatCall& call, int64_t panel, int64_t row, int64_t k, int64_t length,
+                               const float* x) {
+  const std::byte* w = call.w.data + panel * call.panel_bytes + k * Decode::kBytes;
+  const int64_t n = call.w.n_out - panel * kPanelRows;
+  float* out = call.out + row * call.out_stride + panel * kPanelRows;
+  F32x16 acc[R];
+  for (int r = 0; r < R; ++r) {
+    if (k == 0)
+      acc[r] = zero();
+    else
+      acc[r] = n >= kPanelRows ? load(out + r * call.out_stride) : load_partial(out + r * call.out_stride, n);
+  }
+  add_float_chunks<Decode>(w, length, [&](int r, int64_t i) { return x[r * kFloatRowStride + i]; }, acc);
+  for (int r = 0; r < R; ++r) {
+    if (n >= kPanelRows)
+      store(out + r * call.out_stride, acc[r]);
+    else
+      store_partial(out + r * call.out_stride, acc[r], n);
+  }
+}
+
+template <typename Decode, int R>
+void float_panels(const MulMatCall& call, int64_t panel_begin, int64_t panel_end, int64_t row, int64_t k,
+                  int64_t length) {
+  alignas(64) float x[R * kFloatRowStride];
+  for (int64_t r = 0; r < R; ++r)
+    std::memcpy(x + r * kFloatRowStride,
+                call.activations + static_cast<size_t>(row + r) * call.activation_stride + k * sizeof(float),
+                static_cast<size_t>(length) * sizeof(float));
+  for (int64_t panel = panel_begin; panel < panel_end; ++panel) float_tile<Decode, R>(call, panel, row, k, length, x);
+}
+
+template <typename Decode>
+void mul_mat_float(const MulMatCall& call, int64_t panel_begin, int64_t panel_end, int64_t n_rows) {
+  if (n_rows < 2 * kFloatTile) return mul_mat_family<FamilyFloat<Decode>>(call, panel_begin, panel_end, n_rows);
+  constexpr int64_t kGroup = kGroupBytes / (kFloatBlock * Decode::kBytes);
+  for (int64_t begin = panel_begin; begin < panel_end; begin += kGroup) {
+    const int64_t end = begin + kGroup < panel_end ? begin + kGroup : panel_end;
+    for (int64_t k = 0; k < call.w.n_in; k += kFloatBlock) {
+      const int64_t length = call.w.n_in - k < kFloatBlock ? call.w.n_in - k : kFloatBlock;
+      int64_t row = 0;
+      for (; row + kFloatTile <= n_rows; row += kFloatTile)
+        float_panels<Decode, kFloatTile>(call, begin, end, row, k, length);
+      for (; kFloatTile > 4 && row + 4 <= n_rows; row += 4) float_panels<Decode, 4>(call, begin, end, row, k, length);
+      for (; row + 2 <= n_rows; row += 2) float_panels<Decode, 2>(call, begin, end, row, k, length);
+      for (; row < n_rows; ++row) float_panels<Decode, 1>(call, begin, end, row, k, length);
+    }
   }
 }
 
@@ -553,10 +610,10 @@ void mul_mat(const PackedMatrix& w, int64_t panel_begin, int64_t panel_end, cons
     case PanelForm::q6_k:
       return mul_mat_family<FamilyQ6_K>(call, panel_begin, panel_end, n_rows);
     case PanelForm::f16:
-      return mul_mat_family<FamilyFloat<DecodeF16>>(call, panel_begin, panel_end, n_rows);
+      return mul_mat_float<DecodeF16>(call, panel_begin, panel_end, n_rows);
     case PanelForm::bf16:
-      return mul_mat_family<FamilyFloat<DecodeBF16>>(call, panel_begin, panel_end, n_rows);
+      return mul_mat_float<DecodeBF16>(call, panel_begin, panel_end, n_rows);
     case PanelForm::f32:
-      return mul_mat_family<FamilyFloat<DecodeF32>>(call, panel_begin, panel_end, n_rows);
+      return mul_mat_float<DecodeF32>(call, panel_begin, panel_end, n_rows);
   }
 }

@@ -23,9 +23,11 @@
 #if !defined(CARAVAN_SCALAR)
 #define CARAVAN_INLINE inline __attribute__((always_inline))
 #define CARAVAN_UNROLL _Pragma("GCC unroll 16")
+#define CARAVAN_UNROLL_4 _Pragma("GCC unroll 4")
 #else
 #define CARAVAN_INLINE inline
 #define CARAVAN_UNROLL
+#define CARAVAN_UNROLL_4
 #endif
 
 namespace caravan::device::cpu {

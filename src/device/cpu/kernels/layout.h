@@ -1,7 +1,7 @@
 // The bytes of packed weights and of KV blocks: what pack.cpp writes and the kernels read. Little-endian, like GGUF.
 // Sixteen rows lie side by side in groups of 4 consecutive k: byte 4 * row + i of such a 64-byte group is w[row][k +
-// i], so that one 8-bit dot-product instruction gives a partial sum per row. Scales stand right before the weights they
-// scale: a panel is read as one sequential stream.
+// i], so that one 8-bit dot-product instruction gives a partial sum per row. What a block holds stands in the order in
+// which kernels first read it: processors fetch ahead of a sequential stream, and of nothing else as well.
 #pragma once
 
 #include <cstdint>
@@ -70,8 +70,8 @@ static_assert(sizeof(PackedIq4Xs) == 32 + 8 * 272);
 
 // Five-bit weights of 32 k.
 struct FiveBits {
-  uint8_t low[4][64];  // low four bits as PackedQ4_0
   uint8_t high[64];    // bit g belongs to group g
+  uint8_t low[4][64];  // low four bits as PackedQ4_0
 };
 
 struct PackedQ5_0 {
@@ -127,8 +127,9 @@ struct PackedQ6_K {
   uint16_t d[16];
   struct Sub {  // 32 k: groups 0..3 use scale[0], groups 4..7 scale[1]
     int8_t scale[2][16];
-    uint8_t low[4][64];   // low four bits as PackedQ4_0
-    uint8_t high[2][64];  // upper two bits: bits 2t of high[h] belong to group 4h + t
+    uint8_t high_0[64];  // upper two bits of groups 0..3: bits 2t belong to group t
+    uint8_t low[4][64];  // low four bits as PackedQ4_0
+    uint8_t high_1[64];  // upper two bits of groups 4..7
   } sub[8];
 };
 static_assert(sizeof(PackedQ6_K) == 16 * 210);

@@ -333,7 +333,7 @@ void split_six_bits(const uint8_t values[8][16][32], PackedQ6_K& block) {
     merge_nibbles(groups, block.sub[s].low);
     for (int h = 0; h < 2; ++h)
       for (int i = 0; i < 64; ++i)
-        block.sub[s].high[h][i] =
+        (h == 0 ? block.sub[s].high_0 : block.sub[s].high_1)[i] =
             static_cast<uint8_t>(groups[4 * h][i] >> 4 | (groups[4 * h + 1][i] >> 4) << 2 |
                                  (groups[4 * h + 2][i] >> 4) << 4 | (groups[4 * h + 3][i] >> 4) << 6);
   }

@@ -17,7 +17,7 @@ struct U8x64 {
 
 // Sixteen registers: two per row of sums, and room for weights and a broadcast.
 inline constexpr int kQuantTile = 4;
-inline constexpr int kFloatTile = 5;
+inline constexpr int kFloatTile = 6;
 inline constexpr int kAttentionTile = 5;
 
 CARAVAN_INLINE F32x16 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
