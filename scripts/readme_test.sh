@@ -79,14 +79,17 @@ echo "README: passed"
 echo "== scripts/image_smoke_docker.sh"
 scripts/image_smoke_docker.sh caravan | tail -n 2
 if docker compose version >/dev/null 2>&1; then
-  echo "== README.md: docker compose up --build --scale backend=2"
-  docker compose up -d --build --scale backend=2 >"$engine/compose.log" 2>&1 || { tail -n 30 "$engine/compose.log" >&2; exit 1; }
-  until curl -fs http://localhost:8080/health; do sleep 1; done
-  echo
-  docker compose ps --format '{{.Name}}: {{.Status}}'
-  curl -fs http://localhost:8080/completion -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time", "n_predict": 8}' | head -c 100
-  echo
-  docker compose down -v -t 10 >/dev/null 2>&1
+  for arguments in "-f docker-compose.yml up -d --build --scale backend=2" "-f docker-compose.dist.yml up -d"; do
+    echo "== docker compose $arguments"
+    # shellcheck disable=SC2086  # words
+    docker compose $arguments >"$engine/compose.log" 2>&1 || { tail -n 30 "$engine/compose.log" >&2; exit 1; }
+    until curl -fs http://localhost:8080/health; do sleep 1; done
+    echo
+    docker ps --format '{{.Names}}: {{.Status}}'
+    curl -fs http://localhost:8080/completion -H 'Content-Type: application/json' -d '{"prompt": "Once upon a time", "n_predict": 8}' | head -c 100
+    echo
+    docker compose down -v -t 10 --remove-orphans >/dev/null 2>&1
+  done
   echo "compose: passed"
 else
   echo "docker has no compose plugin here: compose was not tried"
