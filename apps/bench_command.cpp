@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
@@ -15,6 +16,8 @@
 #include "model_options.h"
 #include "models/registry.h"
 #include "models/work.h"
+#include "parallel.h"
+#include "stage/loaded_slice.h"
 
 namespace caravan::app {
 namespace {
@@ -23,17 +26,20 @@ using Json = nlohmann::ordered_json;
 
 struct BenchOptions {
   ModelOptions model;
-  int n_prompt = 256, n_gen = 64, repetitions = 5;
+  int n_prompt = 256, n_gen = 64, n_depth = 0, repetitions = 5;
   std::string format = "md";
 };
 
 OptionParser make_parser(BenchOptions& o) {
-  OptionParser parser("caravan bench -m FILE [-p N] [-n N] [-t N] [--rpc HOST:PORT,...] [-r N] [-o md|json]",
-                      "Measures prompt and generation speed, and this machine's limits in the same run.");
+  OptionParser parser(
+      "caravan bench -m FILE [-p N] [-n N] [-d N] [-np N] [-t N] [--rpc HOST:PORT,...] [-r N] [-o md|json]",
+      "Measures prompt and generation speed, of one sequence and with -np of several at once, and this "
+      "machine's limits in the same run.");
   add_model_options(parser, o.model);
   parser.section("Measurement");
   parser.add({{"-p", "--n-prompt"}, "N", "tokens of the prompt (256)", {}, into(o.n_prompt, 1, 1000000)});
   parser.add({{"-n", "--n-gen"}, "N", "tokens generated after it (64)", {}, into(o.n_gen, 1, 1000000)});
+  parser.add({{"-d", "--n-depth"}, "N", "tokens before the prompt (0)", {}, into(o.n_depth, 0, 10000000)});
   parser.add(
       {{"-r", "--repetitions"}, "N", "runs, of which the median is given (5)", {}, into(o.repetitions, 1, 1000)});
   parser.add({{"-o", "--output"}, "F", "md or json (md)", {}, [&o](const std::string& value) {
@@ -58,24 +64,80 @@ struct Series {
   Json json() const { return {{"median", median()}, {"min", min()}, {"max", max()}, {"n", values.size()}}; }
 };
 
-// One prompt and one generation after it, as the engine computes them for a request; rates are appended.
-void measure(engine::Engine& engine, const BenchOptions& options, uint32_t n_vocab, Series& prompt,
-             Series& generation) {
+// A greedy request for n_gen tokens after the first, whose prompt is `depth` tokens that all requests share and
+// n_prompt that only those with the same `variant` share.
+engine::GenerateParams make_request(const BenchOptions& options, uint32_t n_vocab, int n_prompt, uint32_t variant) {
   engine::GenerateParams params;
-  for (int i = 0; i < options.n_prompt; ++i)
-    params.prompt.push_back(static_cast<int32_t>((static_cast<uint32_t>(i) * 7919u + 13) % n_vocab));
+  const auto add = [&](int n, uint32_t seed) {
+    for (int i = 0; i < n; ++i)
+      params.prompt.push_back(static_cast<int32_t>((static_cast<uint32_t>(i) * 7919u + seed * 104729u + 13) % n_vocab));
+  };
+  add(options.n_depth, 0);
+  add(n_prompt, variant);
   params.n_predict = options.n_gen + 1;  // the first is the prompt's
-  params.cache_prompt = false;
+  params.cache_prompt = options.n_depth > 0;
   params.sampling.temperature = 0;
   params.sampling.ignore_eos = true;
+  return params;
+}
+
+// One prompt and one generation after it, as the engine computes them for a request; rates are appended.
+void measure(engine::Engine& engine, engine::GenerateParams params, Series& prompt, Series& generation) {
   const engine::Timings timings = generate(engine, std::move(params), [](std::string_view) {}).timings;
   prompt.values.push_back(timings.prompt_n / timings.prompt_ms * 1000);
   generation.values.push_back((timings.predicted_n - 1) / timings.predicted_ms * 1000);
 }
 
+// Tokens per second of n_parallel sequences together, while all of them generate. Throws what a request fails with.
+double measure_together(engine::Engine& engine, const BenchOptions& options, uint32_t n_vocab) {
+  constexpr int kShortPrompt = 8;
+  using Clock = std::chrono::steady_clock;
+  std::vector<std::vector<Clock::time_point>> times(options.model.n_parallel);  // of each sequence's tokens
+  run_jobs(times.size(), static_cast<int>(times.size()), [&](size_t i) {
+    const auto stream = engine.submit(make_request(options, n_vocab, kShortPrompt, static_cast<uint32_t>(i) + 1));
+    while (!stream->finished()) {
+      const auto event = stream->next(std::chrono::seconds(1));
+      if (!event) continue;
+      if (const auto* error = std::get_if<engine::ErrorEvent>(&*event)) throw RequestError(error->message, error->kind);
+      if (const auto* token = std::get_if<engine::TokenEvent>(&*event))
+        times[i].insert(times[i].end(), token->tokens.size(), Clock::now());
+    }
+  });
+  auto begin = Clock::time_point::min(), end = Clock::time_point::max();
+  for (const auto& sequence : times) {
+    begin = std::max(begin, sequence.front());
+    end = std::min(end, sequence.back());
+  }
+  double tokens = 0;
+  for (const auto& sequence : times)
+    tokens += static_cast<double>(
+        std::count_if(sequence.begin(), sequence.end(), [&](auto time) { return time > begin && time <= end; }));
+  return tokens / std::chrono::duration<double>(end - begin).count();
+}
+
+// Bytes of K and V that the tokens of a generation read, on average.
+double cache_bytes_per_token(OpenedModel& opened, const engine::PlanSummary& plan, const BenchOptions& options,
+                             const models::Arch& arch, const graph::TensorMap& tensors) {
+  stage::CacheConfig config;
+  config.k_type = cache_type(options.model.k_type);
+  config.v_type = cache_type(options.model.v_type);
+  config.block_tokens = plan.block_tokens;
+  for (const engine::GroupLimits& group : plan.groups) config.n_blocks.push_back(group.n_blocks);
+  const stage::LayerNeeds needs = stage::layer_needs(arch, opened.hyperparameters(), tensors, config, opened.device());
+  double bytes = 0;
+  const int first = options.n_depth + options.n_prompt;
+  for (size_t group = 0; group < plan.groups.size(); ++group)
+    for (int i = 0; i < options.n_gen; ++i) {
+      const auto position = static_cast<uint32_t>(first + i);
+      bytes += static_cast<double>(needs.group_block_bytes[group]) / plan.block_tokens *
+               (position + 1 - plan.groups[group].first_visible(position));
+    }
+  return bytes / options.n_gen;
+}
+
 void print_markdown(const Json& r, const BenchOptions& o, const std::string& file_type) {
   const auto row = [](const std::string& test, const Json& s, const std::string& work, double percent, const char* of) {
-    fmt::print("| {:<7} | {:>10.2f} | {:>8.2f} - {:<8.2f} | {:>14} | {:>5.1f}% of {} |\n", test,
+    fmt::print("| {:<14} | {:>10.2f} | {:>8.2f} - {:<8.2f} | {:>14} | {:>5.1f}% of {} |\n", test,
                s["median"].get<double>(), s["min"].get<double>(), s["max"].get<double>(), work, percent, of);
   };
   const Json& limits = r["limits"];
@@ -84,12 +146,28 @@ void print_markdown(const Json& r, const BenchOptions& o, const std::string& fil
   const double compute_limit = is_float ? limits["f32_flop_per_s"] : limits["int8_ops_per_s"];
   fmt::print("{} ({}), {} threads{}\n\n", o.model.model, file_type, r["threads"].get<int>(),
              o.model.rpc.empty() ? "" : fmt::format(", {} backends", o.model.rpc.size()));
-  fmt::print("| test    |   tokens/s |        min - max    |           rate | of the machine's limit |\n");
-  fmt::print("|---------|-----------:|:-------------------:|---------------:|------------------------|\n");
-  row(fmt::format("pp{}", o.n_prompt), r["prompt"]["tokens_per_s"], fmt::format("{:.1f} Gop/s", ops / 1e9),
-      100 * ops / compute_limit, is_float ? "f32" : "int8");
-  row(fmt::format("tg{}", o.n_gen), r["generation"]["tokens_per_s"], fmt::format("{:.2f} GB/s", bytes / 1e9),
+  fmt::print("| test           |   tokens/s |        min - max    |           rate | of the machine's limit |\n");
+  fmt::print("|----------------|-----------:|:-------------------:|---------------:|------------------------|\n");
+  const std::string at = o.n_depth > 0 ? fmt::format("@{}", o.n_depth) : "";
+  const char* compute = is_float ? "f32" : "int8";
+  row(fmt::format("pp{}{}", o.n_prompt, at), r["prompt"]["tokens_per_s"], fmt::format("{:.1f} Gop/s", ops / 1e9),
+      100 * ops / compute_limit, compute);
+  row(fmt::format("tg{}{}", o.n_gen, at), r["generation"]["tokens_per_s"], fmt::format("{:.2f} GB/s", bytes / 1e9),
       100 * bytes / limits["read_bytes_per_s"].get<double>(), "read");
+  if (r.contains("together")) {
+    const Json& together = r["together"];
+    const double rate = together["tokens_per_s"]["median"], together_ops = together["ops_per_s"];
+    row(fmt::format("tg{}{} x{}", o.n_gen, at, o.model.n_parallel), together["tokens_per_s"],
+        fmt::format("{:.1f} Gop/s", together_ops / 1e9), 100 * together_ops / compute_limit, compute);
+    fmt::print("\n{} sequences together: {:.2f} times one, {:.2f} of the prompt's rate\n", o.model.n_parallel,
+               rate / r["generation"]["tokens_per_s"]["median"].get<double>(),
+               rate / r["prompt"]["tokens_per_s"]["median"].get<double>());
+  }
+  if (o.n_depth > 0) {
+    const double cache = r["generation"]["cache_bytes_per_s"];
+    fmt::print("\nwith the cache's {:.2f} GB/s generation reads {:.2f} GB/s, {:.1f}% of read\n", cache / 1e9,
+               (bytes + cache) / 1e9, 100 * (bytes + cache) / limits["read_bytes_per_s"].get<double>());
+  }
   fmt::print(
       "\nlimits measured in this run, {} threads: read {:.1f} GB/s, int8 {:.0f} Gop/s, f32 {:.0f} GFLOP/s; peak memory "
       "{}\n",
@@ -100,6 +178,14 @@ void print_markdown(const Json& r, const BenchOptions& o, const std::string& fil
     fmt::print("predicted by the planner: prompts of {} tokens {:.2f} tokens/s, generation {:.2f} tokens/s\n",
                plan::kTypicalPrompt, r["predicted"]["prompt_tokens_per_s"].get<double>(),
                r["predicted"]["generation_tokens_per_s"].get<double>());
+}
+
+// Room for the shared tokens, two prompts with their answers, and all sequences that generate together.
+uint32_t context_for(const BenchOptions& options) {
+  constexpr int kRounding = 64;  // to whole blocks
+  const int one = options.n_prompt + options.n_gen + kRounding;
+  const int others = static_cast<int>(options.model.n_parallel) * (options.n_gen + kRounding);
+  return static_cast<uint32_t>(options.n_depth + 2 * one + others);
 }
 
 bool has_float_matrices(const gguf::Model& file) {
@@ -118,26 +204,33 @@ int run_bench(int argc, char** argv) {
   options.model.log_level = "warn";
   if (parser.parse(argc, argv) == OptionParser::Result::exit) return 0;
   configure_logging(parse_log_level(options.model.log_level));
-  if (options.model.n_ctx == 0) options.model.n_ctx = static_cast<uint32_t>(options.n_prompt + options.n_gen + 2);
+  if (options.model.n_ctx == 0) options.model.n_ctx = context_for(options);
 
   const int n_threads = thread_count(options.model.n_threads);
   const device::cpu::MachineLimits limits = device::cpu::measure_limits(n_threads);
   OpenedModel opened(options.model);
   engine::Engine engine(opened.pipeline(), opened.vocabulary(), {});
   start(opened, engine);
-  const models::ModelWork work = models::model_work(models::find_arch(opened.file().metadata()),
-                                                    opened.hyperparameters(), models::tensor_map(opened.file()));
+  const models::Arch& arch = models::find_arch(opened.file().metadata());
+  const graph::TensorMap tensors = models::tensor_map(opened.file());
+  const models::ModelWork work = models::model_work(arch, opened.hyperparameters(), tensors);
+  const uint32_t n_vocab = opened.hyperparameters().n_vocab;
 
-  Series prompt, generation;
+  Series prompt, generation, together;
   Series warm_up_prompt, warm_up_generation;
-  measure(engine, options, opened.hyperparameters().n_vocab, warm_up_prompt, warm_up_generation);
-  for (int i = 0; i < options.repetitions; ++i)
-    measure(engine, options, opened.hyperparameters().n_vocab, prompt, generation);
+  for (int i = 0; i <= options.repetitions; ++i) {
+    const auto variant = static_cast<uint32_t>(i) + 1;
+    measure(engine, make_request(options, n_vocab, options.n_prompt, variant), i == 0 ? warm_up_prompt : prompt,
+            i == 0 ? warm_up_generation : generation);
+    if (i > 0 && options.model.n_parallel > 1) together.values.push_back(measure_together(engine, options, n_vocab));
+  }
+  const double cache_bytes = cache_bytes_per_token(opened, engine.status().plan.value(), options, arch, tensors);
 
   const double prompt_ops = 2 * work.per_prompt_row().multiplies * options.n_prompt +
                             2 * (work.per_token().multiplies - work.per_prompt_row().multiplies);
   Json result = {{"model", options.model.model},
                  {"threads", n_threads},
+                 {"depth", options.n_depth},
                  {"isa", std::string(isa_name(select_isa()))},
                  {"backends", options.model.rpc},
                  {"float_weights", has_float_matrices(opened.file())},
@@ -148,11 +241,16 @@ int run_bench(int argc, char** argv) {
                  {"generation",
                   {{"n", options.n_gen},
                    {"tokens_per_s", generation.json()},
-                   {"weight_bytes_per_s", work.per_token().bytes * generation.median()}}},
+                   {"weight_bytes_per_s", work.per_token().bytes * generation.median()},
+                   {"cache_bytes_per_s", cache_bytes * generation.median()}}},
                  {"limits",
                   {{"read_bytes_per_s", limits.read_bytes_per_s},
                    {"int8_ops_per_s", limits.int8_ops_per_s},
                    {"f32_flop_per_s", limits.f32_flop_per_s}}}};
+  if (!together.values.empty())
+    result["together"] = {{"sequences", options.model.n_parallel},
+                          {"tokens_per_s", together.json()},
+                          {"ops_per_s", 2 * work.per_token().multiplies * together.median()}};
   if (const auto predicted = opened.pipeline().prediction())
     result["predicted"] = {{"prompt_tokens_per_s", predicted->prompt},
                            {"generation_tokens_per_s", predicted->generation}};

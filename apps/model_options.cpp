@@ -30,15 +30,6 @@ constexpr const char* kNoDownloads =
     "nothing is ever downloaded. Fetch the GGUF file yourself, for example with `curl -LO "
     "https://huggingface.co/USER/REPO/resolve/main/FILE.gguf`, and give it with -m FILE";
 
-tensor::DType cache_type(const std::string& name) {
-  for (const tensor::DType type : {tensor::DType::f32, tensor::DType::f16, tensor::DType::q8_0}) {
-    std::string lower(tensor::dtype_name(type));
-    std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
-    if (lower == name) return type;
-  }
-  throw RequestError("KV cache type '" + name + "' is not supported; accepted: f32, f16, q8_0");
-}
-
 std::vector<double> parse_shares(const std::string& text) {
   std::vector<double> shares;
   for (const std::string& part : split(text, text.find('/') != std::string::npos ? '/' : ','))
@@ -96,6 +87,15 @@ std::string required_model(const ModelOptions& options) {
 }
 
 }  // namespace
+
+tensor::DType cache_type(const std::string& name) {
+  for (const tensor::DType type : {tensor::DType::f32, tensor::DType::f16, tensor::DType::q8_0}) {
+    std::string lower(tensor::dtype_name(type));
+    std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
+    if (lower == name) return type;
+  }
+  throw RequestError("KV cache type '" + name + "' is not supported; accepted: f32, f16, q8_0");
+}
 
 int thread_count(int n_threads) { return n_threads > 0 ? n_threads : usable_cpu_count(); }
 

@@ -77,6 +77,9 @@ class OpenedModel {
 // Loads the model and waits until the engine has its plan. Throws what loading throws, or Error when the plan was lost.
 void start(OpenedModel& opened, engine::Engine& engine);
 
+// What -ctk and -ctv name. Throws RequestError for another type.
+tensor::DType cache_type(const std::string& name);
+
 // -t as given, or every usable processor.
 int thread_count(int n_threads);
 

@@ -165,6 +165,7 @@ void register_all() {
       const std::string name = "mul_mat" + isa_part + std::string(tensor::dtype_name(dtype)) + "/";
       add(name + "1/memory", mul_mat, isa, dtype, 1, Size::memory);
       add(name + "1/cache", mul_mat, isa, dtype, 1, Size::cache);
+      add(name + "8/memory", mul_mat, isa, dtype, 8, Size::memory);
       add(name + "8/layer", mul_mat, isa, dtype, 8, Size::layer);
       add(name + "256/layer", mul_mat, isa, dtype, 256, Size::layer);
     }

@@ -20,15 +20,13 @@ CARAVAN_INLINE const ActivationBlock& block_of(const ActivationRows<R>& rows, in
   return static_cast<const ActivationBlock*>(rows.row[r])[b];
 }
 
-// Asks for the weights kPrefetchBytes behind those at p. One row outruns nothing: the processor fetches ahead of it by
-// itself. With several rows a block takes longer to compute than that reaches, which costs the wide types up to half.
-inline constexpr int64_t kPrefetchBytes = 2048;
+// Asks for the kBytes of weights that lie 2 KiB behind p. One row outruns nothing: the processor fetches ahead of it by
+// itself. With several rows a block takes longer to compute than that reaches.
 template <int R, size_t kBytes>
-CARAVAN_INLINE void prefetch_behind(const void* p) {
+CARAVAN_INLINE void fetch_ahead(const void* p) {
   if constexpr (R >= 4) {
     CARAVAN_UNROLL
-    for (size_t line = 0; line < kBytes; line += 64)
-      __builtin_prefetch(static_cast<const char*>(p) + kPrefetchBytes + line);
+    for (size_t line = 0; line < kBytes; line += 64) __builtin_prefetch(static_cast<const char*>(p) + 2048 + line);
   }
 }
 
@@ -51,6 +49,7 @@ struct FamilyQ4_0 {
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
     const auto* blocks = reinterpret_cast<const PackedQ4_0*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
+      fetch_ahead<R, sizeof(PackedQ4_0)>(blocks + b);
       DotSmall dot[R];
       CARAVAN_UNROLL
       for (int r = 0; r < R; ++r) dot[r] = dot_begin<8>(block_of(rows, r, b), 0);
@@ -74,6 +73,7 @@ struct FamilyQ4_K {
     for (int64_t b = 0; b < n_in / 32; ++b) {
       const PackedQ4_K& block = blocks[b / 8];
       const PackedQ4_K::Sub& sub = block.sub[b % 8];
+      fetch_ahead<R, sizeof(sub)>(&sub);
       DotSmall dot[R];
       CARAVAN_UNROLL
       for (int r = 0; r < R; ++r) dot[r] = dot_begin<0>(block_of(rows, r, b), 0);
@@ -97,6 +97,7 @@ struct FamilyQ4_1 {
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
     const auto* blocks = reinterpret_cast<const PackedQ4_1*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
+      fetch_ahead<R, sizeof(PackedQ4_1)>(blocks + b);
       DotSmall dot[R];
       CARAVAN_UNROLL
       for (int r = 0; r < R; ++r) dot[r] = dot_begin<0>(block_of(rows, r, b), 0);
@@ -144,6 +145,7 @@ struct FamilyQ5_0 {
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
     const auto* blocks = reinterpret_cast<const PackedQ5_0*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
+      fetch_ahead<R, sizeof(PackedQ5_0)>(blocks + b);
       DotSmall dot[R];
       dot_five_bits(dot, blocks[b].q, rows, b);
       const F32x16 d = load_f16(blocks[b].d);
@@ -176,6 +178,7 @@ struct FamilyQ5_1 {
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
     const auto* blocks = reinterpret_cast<const PackedQ5_1*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
+      fetch_ahead<R, sizeof(PackedQ5_1)>(blocks + b);
       DotSmall dot[R];
       dot_five_bits(dot, blocks[b].q, rows, b);
       add_five_bits(dot, load_f16(blocks[b].d), load_f16(blocks[b].m), rows, b, acc);
@@ -191,6 +194,7 @@ struct FamilyQ5_K {
     for (int64_t b = 0; b < n_in / 32; ++b) {
       const PackedQ5_K& block = blocks[b / 8];
       const PackedQ5_K::Sub& sub = block.sub[b % 8];
+      fetch_ahead<R, sizeof(sub)>(&sub);
       DotSmall dot[R];
       dot_five_bits(dot, sub.q, rows, b);
       const F32x16 scale = mul(load_f16(block.d), to_f32(load_u8(sub.scale)));
@@ -240,7 +244,7 @@ struct FamilyQ6_K {
     const auto* blocks = reinterpret_cast<const PackedQ6_K*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
       const PackedQ6_K::Sub& sub = blocks[b / 8].sub[b % 8];
-      prefetch_behind<R, sizeof(sub)>(&sub);
+      fetch_ahead<R, sizeof(sub)>(&sub);
       I32x16 sum[R];
       half<0>(sub, rows, b, sum);
       half<1>(sub, rows, b, sum);
@@ -285,7 +289,7 @@ struct FamilyInt8 {
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
     const auto* blocks = reinterpret_cast<const Block*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
-      prefetch_behind<R, sizeof(Block)>(blocks + b);
+      fetch_ahead<R, sizeof(Block)>(blocks + b);
       DotSigned dot[R];
       CARAVAN_UNROLL
       for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
@@ -330,6 +334,7 @@ struct FamilyCodes {
     const auto* blocks = reinterpret_cast<const PackedCodes*>(panel);
     const CodeTable table = load_codes(kCodes);
     for (int64_t b = 0; b < n_in / 32; ++b) {
+      fetch_ahead<R, sizeof(PackedCodes)>(blocks + b);
       DotSigned dot[R];
       dot_codes(dot, table, blocks[b].q, rows, b);
       const F32x16 d = Scale::load16(reinterpret_cast<const std::byte*>(blocks[b].d));
@@ -347,6 +352,7 @@ struct FamilyIq4Xs {
     const CodeTable table = load_codes(tensor::kIq4Values);
     for (int64_t b = 0; b < n_in / 32; ++b) {
       const PackedIq4Xs::Sub& sub = blocks[b / 8].sub[b % 8];
+      fetch_ahead<R, sizeof(sub)>(&sub);
       DotSigned dot[R];
       dot_codes(dot, table, sub.q, rows, b);
       const F32x16 d = mul(load_f16(blocks[b / 8].d), to_f32(load_i8(sub.scale)));
@@ -374,6 +380,7 @@ struct FamilyNvfp4 {
     const auto* blocks = reinterpret_cast<const PackedHalfCodes*>(panel);
     const CodeTable table = load_codes(tensor::kTwiceE2m1);
     for (int64_t b = 0; b < n_in / 32; ++b) {
+      fetch_ahead<R, sizeof(PackedHalfCodes)>(blocks + b);
       half<false>(blocks[b], table, rows, b, acc);
       half<true>(blocks[b], table, rows, b, acc);
     }
@@ -387,7 +394,7 @@ struct FamilyHalfIntegers {
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
     const auto* blocks = reinterpret_cast<const PackedHalfIntegers*>(panel);
     for (int64_t b = 0; b < n_in / 32; ++b) {
-      prefetch_behind<R, sizeof(PackedHalfIntegers)>(blocks + b);
+      fetch_ahead<R, sizeof(PackedHalfIntegers)>(blocks + b);
       for (int half = 0; half < 2; ++half) {
         DotSigned dot[R];
         CARAVAN_UNROLL
@@ -410,7 +417,7 @@ struct FamilyQ2_K {
     for (int64_t b = 0; b < n_in / 32; ++b) {
       const PackedQ2_K& block = blocks[b / 8];
       const PackedQ2_K::Sub& sub = block.sub[b % 8];
-      prefetch_behind<R, sizeof(sub)>(&sub);
+      fetch_ahead<R, sizeof(sub)>(&sub);
       DotSigned dot[R];
       CARAVAN_UNROLL
       for (int r = 0; r < R; ++r) dot[r] = dot_signed_begin(block_of(rows, r, b));
@@ -456,7 +463,7 @@ struct FamilyFloat {
   template <int R>
   static void run(const std::byte* panel, int64_t n_in, const ActivationRows<R>& rows, F32x16 (&acc)[R]) {
     const auto x = [&](int r, int64_t k) {
-      if (r == 0) prefetch_behind<R, Decode::kBytes>(panel + k * Decode::kBytes);
+      if (r == 0) fetch_ahead<R, Decode::kBytes>(panel + k * Decode::kBytes);
       return static_cast<const float*>(rows.row[r])[k];
     };
     add_float_chunks<Decode>(panel, n_in, x, acc);
