@@ -179,7 +179,8 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
       {{"--plan"},
        "GOAL",
        "what layers are placed for: the speed of one request (latency), of many (throughput), of both (auto), or "
-       "the same share of each backend's memory (auto)",
+       "the same share of each backend's memory (memory); for many, and where better also for both, a model that fits "
+       "several times is held several times (auto)",
        {"APP_PLAN"},
        [&o](const std::string& value) { o.goal = plan_goal(value); }});
   parser.add({{"--mem"},

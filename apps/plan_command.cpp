@@ -54,6 +54,7 @@ Json to_json(const Proposal& proposal) {
   Json stages = Json::array(), devices = Json::array(), left_out = Json::array();
   for (const plan::PlacedStage& stage : proposal.placement.stages)
     stages.push_back({{"device", proposal.offers[stage.device].name},
+                      {"replica", stage.replica},
                       {"layers", {stage.slice.layer_begin, stage.slice.layer_end}},
                       {"input", plan::input_name(stage.input)},
                       {"weights", stage.need.weights},

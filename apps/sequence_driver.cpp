@@ -82,7 +82,7 @@ std::vector<stage::RowOutput> SequenceDriver::run(stage::Batch batch) {
   batch.kv_ops.insert(batch.kv_ops.begin(), pending_ops_.begin(), pending_ops_.end());
   pending_ops_.clear();
   const std::vector<stage::Slot> slots = batch.slots;
-  const uint64_t ticket = pipeline_.submit(std::move(batch));
+  const uint64_t ticket = pipeline_.submit(std::move(batch), plan_.replicas.front().id);
   for (;;) {
     auto event = pipeline_.poll(kPollInterval);
     if (!event) continue;

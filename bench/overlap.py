@@ -8,6 +8,8 @@ Sections:
               n/(n+(S-1)c) x e(c), where c is the chunk that was chosen and e(c) the rate at chunk c over that at 512
   stages:N    prompt rate of N tokens: three and four backends of one thread to two of them
   streams     eight sequences on two backends of one thread to one process of two threads with eight, and with four
+  replicas    eight sequences on two backends of one thread, each with the whole model, to the same backends with half of it each
+              and to one process of two threads
   one         one sequence on two backends of one thread to one process of one thread
   link        one sequence: the second backend behind 1 Gbit/s and 0.4 ms, to loopback; needs root and --netemu, a program
               that joins two network namespaces: NS_A ADDRESS_A NS_B ADDRESS_B DELAY_MS JITTER_MS RATE_MBIT LOSS_PERCENT
@@ -236,6 +238,17 @@ class Bench:
                 compare(f"8 streams on 2 x 1 thread / {n} streams on 1 x 2 threads", lambda n=n: whole.generation_rate(n, n_predict),
                         lambda: split.generation_rate(8, n_predict), self.arguments.pairs)
 
+    def replicas(self, n_predict=40):
+        throughput = ("--plan", "throughput")
+        with self.side(2, n_parallel=8) as whole, self.side(1, 2, n_parallel=8) as split, \
+                self.side(1, 2, n_parallel=8, extra=throughput) as replicated:
+            stages = json.loads(replicated.request("GET", "/props")[1])["plan"]["stages"]
+            if [stage["replica"] for stage in stages] != [0, 1]:
+                raise SystemExit(f"the plan is not two replicas: {stages}")
+            for name, side in (("2 stages on 2 x 1 thread", split), ("1 x 2 threads", whole)):
+                compare(f"8 streams as 2 replicas on 2 x 1 thread / {name}", lambda side=side: side.generation_rate(8, n_predict),
+                        lambda: replicated.generation_rate(8, n_predict), self.arguments.pairs)
+
     def one(self, n_predict=64):
         with self.side(1) as whole, self.side(1, 2) as split:
             compare("1 stream on 2 x 1 thread / 1 x 1 thread", lambda: whole.generation_rate(1, n_predict),
@@ -283,7 +296,7 @@ def main():
     bench = Bench(arguments)
     for section in arguments.sections:
         name, _, number = section.partition(":")
-        if name not in ("prompt", "stages", "streams", "one", "link"):
+        if name not in ("prompt", "stages", "streams", "replicas", "one", "link"):
             raise SystemExit(f"there is no section '{section}'")
         getattr(bench, name)(*([int(number)] if number else []))
 

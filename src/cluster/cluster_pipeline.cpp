@@ -93,33 +93,37 @@ struct ClusterPipeline::Candidate {
   }
 };
 
-// A plan that is being loaded by a thread of its own.
+// A plan that is being loaded by a thread of its own, but for what is in use already.
 struct ClusterPipeline::Loading {
   Candidate candidate;
+  // Per replica of the candidate: the epoch of one in use that is the same and goes on; 0: it is loaded.
+  std::vector<uint64_t> kept;
   std::atomic<bool> cancelled{false};
   std::atomic<bool> done{false};
   // Set when done.
-  std::unique_ptr<ActivePlan> plan;
+  std::vector<std::unique_ptr<Replica>> replicas;  // null: kept
   std::exception_ptr error;
   std::string device;  // that was being loaded
   std::thread thread;
 };
 
-// The stages in use and the batches under way. Stages are destroyed first to last: one that still delivers finds the
-// next alive.
-struct ClusterPipeline::ActivePlan {
-  struct Part {
-    std::string device;
-    stage::Slice slice;
-    uint64_t held_bytes = 0;    // on the device
-    Membership::Member member;  // keeps the connection
-    std::unique_ptr<Hop> hop;
-    std::unique_ptr<stage::Stage> stage;
-    stage::DirectStage* direct = nullptr;  // the stage, if it is on a backend
-    bool hands_on = false;                 // its hidden rows go straight to the next part's backend
-    double seconds_per_row = 0;            // under mutex; running mean; 0: nothing was computed yet
-    std::shared_ptr<engine::StageCounters> counters = std::make_shared<engine::StageCounters>();
-  };
+// A stage of a replica.
+struct ClusterPipeline::ReplicaPart {
+  std::string device;
+  stage::Slice slice;
+  uint64_t held_bytes = 0;    // on the device
+  Membership::Member member;  // keeps the connection
+  std::unique_ptr<Hop> hop;
+  std::unique_ptr<stage::Stage> stage;
+  stage::DirectStage* direct = nullptr;  // the stage, if it is on a backend
+  bool hands_on = false;                 // its hidden rows go straight to the next part's backend
+  double seconds_per_row = 0;            // under the replica's mutex; running mean; 0: nothing was computed yet
+  std::shared_ptr<engine::StageCounters> counters = std::make_shared<engine::StageCounters>();
+};
+
+// The stages of a replica and the batches under way there. Stages are destroyed first to last: one that still delivers
+// finds the next alive.
+struct ClusterPipeline::Replica {
   // A batch under way.
   struct Flight {
     std::shared_ptr<const stage::Batch> batch;
@@ -127,8 +131,8 @@ struct ClusterPipeline::ActivePlan {
     Clock::time_point since;
     std::vector<double> stage_seconds;  // of each part, as far as they are done
   };
-  ~ActivePlan() {
-    for (Part& part : parts) part.stage.reset();
+  ~Replica() {
+    for (ReplicaPart& part : parts) part.stage.reset();
   }
 
   // The part whose output comes to us when a step is started at this one.
@@ -137,26 +141,53 @@ struct ClusterPipeline::ActivePlan {
     return part;
   }
 
-  uint64_t epoch = 0;
-  engine::PlanSummary summary;
-  std::optional<plan::Prediction> prediction;
-  std::vector<Part> parts;
+  uint64_t epoch = 0;  // of its stages; the engine knows it by this
+  double speed = 0;    // engine::ReplicaSummary::speed
+  std::vector<engine::StageSummary> summary;
+  std::vector<ReplicaPart> parts;
   std::mutex mutex;
   std::map<uint64_t, Flight> in_flight;  // under mutex; by ticket
   bool retired = false;                  // under events_mutex_: its results no longer count
 };
 
-// Takes the outputs of one stage of a plan and passes them on.
+// The replicas in use, at least one.
+struct ClusterPipeline::ActivePlan {
+  engine::PlanSummary limits;  // without replicas and stages
+  uint32_t n_ctx = 0;          // that was placed
+  std::vector<uint32_t> n_blocks;
+  std::optional<plan::Prediction> prediction;
+  std::vector<std::unique_ptr<Replica>> replicas;
+
+  Replica* find(uint64_t epoch) const {
+    for (const auto& replica : replicas)
+      if (replica->epoch == epoch) return replica.get();
+    return nullptr;
+  }
+  engine::PlanSummary summary() const {
+    engine::PlanSummary all = limits;
+    for (const auto& replica : replicas) {
+      for (engine::StageSummary stage : replica->summary) {
+        stage.replica = static_cast<uint32_t>(all.replicas.size());
+        all.stages.push_back(std::move(stage));
+      }
+      all.replicas.push_back({replica->epoch, replica->speed});
+    }
+    return all;
+  }
+};
+
+// Takes the outputs of one stage of a replica and passes them on.
 class ClusterPipeline::Hop : public stage::OutputSink {
  public:
-  Hop(ClusterPipeline& pipeline, ActivePlan& plan, size_t stage) : pipeline_(pipeline), plan_(plan), stage_(stage) {}
+  Hop(ClusterPipeline& pipeline, Replica& replica, size_t stage)
+      : pipeline_(pipeline), replica_(replica), stage_(stage) {}
   void deliver(stage::StageOutput output) noexcept override {
-    pipeline_.stage_delivered(plan_, stage_, std::move(output));
+    pipeline_.stage_delivered(replica_, stage_, std::move(output));
   }
 
  private:
   ClusterPipeline& pipeline_;
-  ActivePlan& plan_;
+  Replica& replica_;
   const size_t stage_;
 };
 
@@ -242,7 +273,7 @@ void ClusterPipeline::make_first_plan() {
       if (membership_) considered_ = membership_->generation();
       loading.candidate = choose();
       load_plan(loading);
-      activate(std::move(loading.plan));
+      activate(loading);
       return;
     } catch (const ResourceError& error) {
       const bool refused = !loading.device.empty() && ++n_refused_ < kRefusalsAtStart;
@@ -346,12 +377,13 @@ void ClusterPipeline::load_stage(stage::LoadRequest request, stage::Stage& stage
 
 // All stages at the same time: machines may have weights of their own, and each prepares what comes. One that fails
 // ends the others' loading.
-void ClusterPipeline::load_stages(Loading& loading, ActivePlan& plan, std::vector<stage::LoadRequest> requests) {
+void ClusterPipeline::load_stages(Loading& loading, const std::vector<ReplicaPart*>& parts,
+                                  std::vector<stage::LoadRequest> requests) {
   std::vector<uint64_t> done(requests.size());
   uint64_t total = 0;
   for (const stage::LoadRequest& request : requests) total += request.manifest.size_bytes();
   const bool alone = requests.size() == 1;
-  Progress progress(alone ? fmt::format("loading layers 0-{} on {}", hp_.n_layer - 1, plan.parts.front().device)
+  Progress progress(alone ? fmt::format("loading layers 0-{} on {}", hp_.n_layer - 1, parts.front()->device)
                           : fmt::format("loading {} layers on {} devices", hp_.n_layer, requests.size()),
                     total);
   std::mutex mutex;
@@ -367,10 +399,10 @@ void ClusterPipeline::load_stages(Loading& loading, ActivePlan& plan, std::vecto
       };
       threads.emplace_back([&, i, on_progress] {
         try {
-          load_stage(std::move(requests[i]), *plan.parts[i].stage, on_progress);
+          load_stage(std::move(requests[i]), *parts[i]->stage, on_progress);
         } catch (...) {
           const std::lock_guard lock(mutex);
-          if (!failure) loading.device = plan.parts[i].device;
+          if (!failure) loading.device = parts[i]->device;
           if (!failure) failure = std::current_exception();
         }
       });
@@ -410,12 +442,10 @@ ClusterPipeline::Candidate ClusterPipeline::choose(Choice choice) const {
     candidate.offers.push_back({member.name, member.backend->memory_free(), false});
     candidate.members.push_back(member);
   }
-  if (active_) {
-    for (const ActivePlan::Part& part : active_->parts) {
-      for (size_t i = 0; i < candidate.members.size(); ++i) {
-        if (candidate.members[i].connection == part.member.connection && part.member.backend)
-          candidate.offers[i].memory_free += part.held_bytes;
-      }
+  for (const ReplicaPart* part : parts_in_use()) {
+    for (size_t i = 0; i < candidate.members.size(); ++i) {
+      if (candidate.members[i].connection == part->member.connection && part->member.backend)
+        candidate.offers[i].memory_free += part->held_bytes;
     }
   }
   request.tensor_split = shares;  // those of the connected ones
@@ -424,6 +454,17 @@ ClusterPipeline::Candidate ClusterPipeline::choose(Choice choice) const {
                             ? "no backend is there"
                             : "no backend is there to which --tensor-split gives layers");
   place(request, candidate);
+  if (active_ && request.n_ctx == 0 && std::max(active_->replicas.size(), candidate.placement.n_replicas()) > 1) {
+    // With the context of those in use they can go on.
+    request.n_ctx = active_->n_ctx;
+    Candidate same = candidate;
+    try {
+      place(request, same);
+      if (same.placement.n_replicas() >= candidate.placement.n_replicas()) candidate = std::move(same);
+    } catch (const ResourceError&) {
+      // That context has no room any more.
+    }
+  }
   candidate.left_out = plan::left_out(request, candidate.offers, candidate.placement);
   return candidate;
 }
@@ -450,6 +491,27 @@ void ClusterPipeline::place(const plan::PlacementRequest& request, Candidate& ca
   input.n_slots = request.cache.max_slots;
   const plan::CostModel model(std::move(input));
   candidate.placement = plan::place(request, candidate.offers, plan::Speed{model, options_.goal});
+}
+
+// The stages of all replicas in use.
+std::vector<const ClusterPipeline::ReplicaPart*> ClusterPipeline::parts_in_use() const {
+  std::vector<const ReplicaPart*> parts;
+  if (!active_) return parts;
+  for (const auto& replica : active_->replicas)
+    for (const ReplicaPart& part : replica->parts) parts.push_back(&part);
+  return parts;
+}
+
+// The replica in use that has the stages of a candidate's; nullptr: none has.
+const ClusterPipeline::Replica* ClusterPipeline::in_use(const Candidate& candidate, size_t replica) const {
+  if (!active_) return nullptr;
+  const auto stages = candidate.placement.replica(replica);
+  const auto same = [&](const plan::PlacedStage& placed, const ReplicaPart& part) {
+    return candidate.members[placed.device].connection == part.member.connection && placed.slice == part.slice;
+  };
+  for (const auto& used : active_->replicas)
+    if (std::equal(stages.begin(), stages.end(), used->parts.begin(), used->parts.end(), same)) return used.get();
+  return nullptr;
 }
 
 // Measured when layers first come to this machine.
@@ -514,6 +576,7 @@ void ClusterPipeline::probe_hops(Candidate& candidate) const {
   };
   const bool relay = options_.relay || Clock::now() < relay_until_.load();
   for (size_t i = 1; i < placement.stages.size(); ++i) {
+    if (placement.stages[i].slice.embeds) continue;  // the first of a replica
     const Backend* from = backend_of(i - 1);
     const Backend* to = backend_of(i);
     if (from == nullptr || to == nullptr || from == to) continue;
@@ -537,29 +600,29 @@ void ClusterPipeline::probe_hops(Candidate& candidate) const {
 
 // Opens the last stage first: one that connects to the next finds it waiting. Where that fails after all, the server
 // relays.
-void ClusterPipeline::open_stages(ActivePlan& plan) {
+void ClusterPipeline::open_stages(Replica& replica) {
   for (bool again = true; again;) {
     again = false;
-    plan.epoch = ++epoch_;
+    replica.epoch = ++epoch_;
     std::string next_key;  // of the route into the part after
-    for (size_t i = plan.parts.size(); i-- > 0 && !again;) {
-      ActivePlan::Part& part = plan.parts[i];
+    for (size_t i = replica.parts.size(); i-- > 0 && !again;) {
+      ReplicaPart& part = replica.parts[i];
       stage::Routes routes;
       if (part.hands_on) {
-        routes.output = plan.parts[i + 1].direct->address();
+        routes.output = replica.parts[i + 1].direct->address();
         routes.output->key = next_key;
       }
-      if (i > 0 && plan.parts[i - 1].hands_on) routes.input_key = next_key = remote::make_route_key();
+      if (i > 0 && replica.parts[i - 1].hands_on) routes.input_key = next_key = remote::make_route_key();
       if (!routes.input_key && !routes.output) {
-        part.stage->open(session_, plan.epoch, *part.hop);
+        part.stage->open(session_, replica.epoch, *part.hop);
         continue;
       }
       try {
-        part.direct->open(session_, plan.epoch, *part.hop, routes);
+        part.direct->open(session_, replica.epoch, *part.hop, routes);
       } catch (const Error& error) {
         if (!part.hands_on) throw;
-        spdlog::warn("activations from {} to {} are relayed by this server: {}", part.device, plan.parts[i + 1].device,
-                     error.what());
+        spdlog::warn("activations from {} to {} are relayed by this server: {}", part.device,
+                     replica.parts[i + 1].device, error.what());
         part.hands_on = false;
         again = true;
       }
@@ -567,41 +630,55 @@ void ClusterPipeline::open_stages(ActivePlan& plan) {
   }
 }
 
-// Loads and opens a candidate's stages: loading.plan.
+// Loads and opens a candidate's replicas that are not in use: loading.replicas.
 void ClusterPipeline::load_plan(Loading& loading) {
   Candidate& candidate = loading.candidate;
   const plan::Placement& placement = candidate.placement;
   probe_hops(candidate);
   spdlog::info("plan:\n{}", plan::describe(placement, candidate.offers, candidate.left_out));
-  auto next = std::make_unique<ActivePlan>();
-  for (size_t i = 0; i < placement.stages.size(); ++i) {
-    const plan::PlacedStage& placed = placement.stages[i];
-    ActivePlan::Part part;
-    part.device = candidate.offers[placed.device].name;
-    part.slice = placed.slice;
-    part.held_bytes = placed.need.total();
-    part.member = candidate.members[placed.device];
-    part.hop = std::make_unique<Hop>(*this, *next, i);
+  loading.kept.resize(placement.n_replicas());
+  for (size_t r = 0; r < placement.n_replicas(); ++r)
+    loading.replicas.push_back(loading.kept[r] == 0 ? make_replica(candidate, r) : nullptr);
+  // All of the memory first: where some is refused, nothing was loaded in vain.
+  std::vector<ReplicaPart*> parts;
+  std::vector<stage::LoadRequest> requests;
+  for (size_t r = 0; r < placement.n_replicas(); ++r)
+    for (size_t i = 0; loading.replicas[r] && i < loading.replicas[r]->parts.size(); ++i) {
+      const plan::PlacedStage& placed = placement.replica(r)[i];
+      ReplicaPart& part = loading.replicas[r]->parts[i];
+      loading.device = part.device;
+      requests.push_back(load_request(placed, placement, loading.device));
+      part.stage->reserve(requests.back(), placed.need);
+      if (auto* remote = dynamic_cast<remote::RemoteStage*>(part.stage.get()))
+        remote->ask_others(backends_beside(part.member));
+      parts.push_back(&part);
+    }
+  if (!parts.empty()) load_stages(loading, parts, std::move(requests));
+  for (const auto& replica : loading.replicas) {
+    if (!replica) continue;
+    open_stages(*replica);
+    replica->summary = summarize(*replica, placement.replica(static_cast<size_t>(&replica - loading.replicas.data())));
+  }
+}
+
+// The stages of one of a candidate's replicas, not loaded yet.
+std::unique_ptr<ClusterPipeline::Replica> ClusterPipeline::make_replica(const Candidate& candidate, size_t index) {
+  auto replica = std::make_unique<Replica>();
+  const std::span<const plan::PlacedStage> stages = candidate.placement.replica(index);
+  if (!candidate.placement.replica_speeds.empty()) replica->speed = candidate.placement.replica_speeds[index];
+  for (size_t i = 0; i < stages.size(); ++i) {
+    ReplicaPart part;
+    part.device = candidate.offers[stages[i].device].name;
+    part.slice = stages[i].slice;
+    part.held_bytes = stages[i].need.total();
+    part.member = candidate.members[stages[i].device];
+    part.hop = std::make_unique<Hop>(*this, *replica, i);
     part.stage = part.member.backend ? part.member.backend->make_stage() : std::make_unique<stage::LocalStage>(device_);
     part.direct = dynamic_cast<stage::DirectStage*>(part.stage.get());
-    part.hands_on = i + 1 < placement.stages.size() && placement.stages[i + 1].input == plan::InputPath::direct;
-    next->parts.push_back(std::move(part));
+    part.hands_on = i + 1 < stages.size() && stages[i + 1].input == plan::InputPath::direct;
+    replica->parts.push_back(std::move(part));
   }
-  // All of the memory first: where some is refused, nothing was loaded in vain.
-  std::vector<stage::LoadRequest> requests;
-  for (size_t i = 0; i < placement.stages.size(); ++i) {
-    const plan::PlacedStage& placed = placement.stages[i];
-    loading.device = next->parts[i].device;
-    requests.push_back(load_request(placed, placement, loading.device));
-    next->parts[i].stage->reserve(requests.back(), placed.need);
-    if (auto* remote = dynamic_cast<remote::RemoteStage*>(next->parts[i].stage.get()))
-      remote->ask_others(backends_beside(next->parts[i].member));
-  }
-  load_stages(loading, *next, std::move(requests));
-  open_stages(*next);
-  next->summary = summarize(*next, candidate);
-  next->prediction = placement.prediction;
-  loading.plan = std::move(next);
+  return replica;
 }
 
 // Those that may have weights which this one is to load.
@@ -614,24 +691,35 @@ std::vector<remote::PeerAddress> ClusterPipeline::backends_beside(const Membersh
   return others;
 }
 
-engine::PlanSummary ClusterPipeline::summarize(const ActivePlan& plan, const Candidate& candidate) const {
-  const plan::Placement& placement = candidate.placement;
-  engine::PlanSummary summary;
-  for (size_t i = 0; i < placement.stages.size(); ++i) {
-    const plan::PlacedStage& placed = placement.stages[i];
-    summary.stages.push_back({candidate.offers[placed.device].name, placed.slice.layer_begin, placed.slice.layer_end,
-                              placed.slice.embeds, placed.slice.outputs, placed.need.weights, placed.need.kv_cache,
-                              placed.need.scratch});
-    summary.stages.back().counters = plan.parts[i].counters;
-    if (const auto* remote = dynamic_cast<const remote::RemoteStage*>(plan.parts[i].stage.get())) {
+std::vector<engine::StageSummary> ClusterPipeline::summarize(const Replica& replica,
+                                                             std::span<const plan::PlacedStage> stages) const {
+  std::vector<engine::StageSummary> summaries;
+  for (size_t i = 0; i < stages.size(); ++i) {
+    engine::StageSummary summary;
+    summary.device = replica.parts[i].device;
+    summary.layer_begin = stages[i].slice.layer_begin;
+    summary.layer_end = stages[i].slice.layer_end;
+    summary.embeds = stages[i].slice.embeds;
+    summary.outputs = stages[i].slice.outputs;
+    summary.weight_bytes = stages[i].need.weights;
+    summary.kv_bytes = stages[i].need.kv_cache;
+    summary.scratch_bytes = stages[i].need.scratch;
+    summary.counters = replica.parts[i].counters;
+    if (const auto* remote = dynamic_cast<const remote::RemoteStage*>(replica.parts[i].stage.get())) {
       const remote::WeightOrigins origins = remote->origins();
-      summary.stages.back().weights_from = {{"models-dir", origins.models_dir},
-                                            {"cache", origins.cache},
-                                            {"peer", origins.peers},
-                                            {"server", origins.server}};
+      summary.weights_from = {{"models-dir", origins.models_dir},
+                              {"cache", origins.cache},
+                              {"peer", origins.peers},
+                              {"server", origins.server}};
     }
+    summaries.push_back(std::move(summary));
   }
-  summary.epoch = plan.epoch;
+  return summaries;
+}
+
+// What the engine is told of a placement beside its replicas and stages.
+engine::PlanSummary ClusterPipeline::limits(const plan::Placement& placement) const {
+  engine::PlanSummary summary;
   summary.n_ctx = hp_.n_positions > 0 ? std::min(placement.n_ctx, hp_.n_positions) : placement.n_ctx;
   summary.n_embd = hp_.n_embd;
   summary.n_vocab = hp_.n_vocab;
@@ -642,26 +730,38 @@ engine::PlanSummary ClusterPipeline::summarize(const ActivePlan& plan, const Can
   const auto groups = arch_.cache_groups(hp_);
   for (size_t g = 0; g < groups.size(); ++g)
     summary.groups.push_back(group_limits(groups[g], placement.cache.n_blocks[g]));
-  summary.numeric_class = plan.parts.front().stage->numeric_class();
   return summary;
 }
 
-// Makes a loaded plan the one in use; what was in flight in the one before is lost.
-void ClusterPipeline::activate(std::unique_ptr<ActivePlan> next) {
-  const engine::PlanSummary& summary = next->summary;
-  std::string numeric_class = summary.numeric_class;
-  for (const auto& part : next->parts) {
-    if (part.stage->numeric_class() == summary.numeric_class) continue;
-    spdlog::warn("{} computes in class {}, the first stage in {}: results depend on where layers are", part.device,
-                 part.stage->numeric_class(), summary.numeric_class);
-    numeric_class.clear();
+// Makes a loaded plan the one in use; what was in flight in replicas that it does not keep is lost.
+void ClusterPipeline::activate(Loading& loading) {
+  const plan::Placement& placement = loading.candidate.placement;
+  auto next = std::make_unique<ActivePlan>();
+  next->limits = limits(placement);
+  next->limits.epoch = ++n_plans_;
+  next->n_ctx = placement.n_ctx;
+  next->n_blocks = placement.cache.n_blocks;
+  next->prediction = placement.prediction;
+  size_t n_devices = 0;
+  std::string numeric_class;
+  for (size_t r = 0; r < loading.replicas.size(); ++r) {
+    const Replica& replica = loading.replicas[r] ? *loading.replicas[r] : *active_->find(loading.kept[r]);
+    for (const ReplicaPart& part : replica.parts) {
+      std::string& first = next->limits.numeric_class;
+      if (n_devices++ == 0) first = numeric_class = part.stage->numeric_class();
+      if (part.stage->numeric_class() == first) continue;
+      spdlog::warn("{} computes in class {}, the first stage in {}: results depend on where layers are", part.device,
+                   part.stage->numeric_class(), first);
+      numeric_class.clear();
+    }
   }
   if (!numeric_class_.empty() && numeric_class != numeric_class_)
     spdlog::warn("the new plan computes in another numeric class than {}: answers in progress may go on differently",
                  numeric_class_);
   numeric_class_ = numeric_class;
-  spdlog::info("ready: {} layers on {} device(s), context {} tokens, {} sequences at a time", hp_.n_layer,
-               next->parts.size(), summary.n_ctx, summary.max_slots);
+  spdlog::info("ready: {} layers on {} device(s){}, context {} tokens, {} sequences at a time", hp_.n_layer, n_devices,
+               placement.n_replicas() > 1 ? fmt::format(", {} replicas", placement.n_replicas()) : "",
+               next->limits.n_ctx, next->limits.max_slots);
   if (lost_since_)
     spdlog::info("recovered in {:.2f} s", std::chrono::duration<double>(Clock::now() - *lost_since_).count());
   lost_since_.reset();
@@ -670,46 +770,57 @@ void ClusterPipeline::activate(std::unique_ptr<ActivePlan> next) {
   std::unique_ptr<ActivePlan> before;
   {
     const std::scoped_lock lock(plan_mutex_, events_mutex_);
+    for (size_t r = 0; r < loading.replicas.size(); ++r) {
+      if (!loading.replicas[r]) {
+        const auto kept = std::find_if(active_->replicas.begin(), active_->replicas.end(),
+                                       [&](const auto& used) { return used && used->epoch == loading.kept[r]; });
+        loading.replicas[r] = std::move(*kept);
+      }
+      next->replicas.push_back(std::move(loading.replicas[r]));
+    }
     before = std::exchange(active_, std::move(next));
-    if (before) before->retired = true;
-    events_.emplace_back(engine::PlanReady{active_->summary});
+    if (before)
+      for (const auto& replica : before->replicas)
+        if (replica) replica->retired = true;
+    events_.emplace_back(engine::PlanReady{active_->summary()});
     events_changed_.notify_one();
   }
 }
 
-uint64_t ClusterPipeline::submit(stage::Batch batch) {
+uint64_t ClusterPipeline::submit(stage::Batch batch, uint64_t replica) {
   const uint64_t ticket = next_ticket_.fetch_add(1);
   const std::lock_guard lock(plan_mutex_);
-  // PlanLost is in the queue already, perhaps the next PlanReady too: the ticket is lost with the plan it was made for.
-  if (!active_ || active_->epoch != polled_epoch_) return ticket;
+  Replica* const at = active_ ? active_->find(replica) : nullptr;
+  if (at == nullptr) return ticket;  // what tells of its loss is in the queue already, and the ticket is lost with it
   auto shared = std::make_shared<const stage::Batch>(std::move(batch));
   {
-    const std::lock_guard in_flight_lock(active_->mutex);
-    active_->in_flight[ticket] = {shared, 0, Clock::now(), std::vector<double>(active_->parts.size())};
+    const std::lock_guard in_flight_lock(at->mutex);
+    at->in_flight[ticket] = {shared, 0, Clock::now(), std::vector<double>(at->parts.size())};
   }
-  start_step(*active_, 0, ticket, std::move(shared), {});
+  start_step(*at, 0, ticket, std::move(shared), {});
   return ticket;
 }
 
 // Starts a step at a stage; what it hands on comes back from the last stage of the row.
-void ClusterPipeline::start_step(ActivePlan& plan, size_t stage, uint64_t ticket,
+void ClusterPipeline::start_step(Replica& replica, size_t stage, uint64_t ticket,
                                  std::shared_ptr<const stage::Batch> batch, std::vector<float> input) {
-  const stage::Fence fence{session_, plan.epoch, ticket};
-  const size_t last = plan.end_of_row(stage);
-  if (last != stage) plan.parts[last].direct->expect(fence, batch);
-  plan.parts[stage].stage->enqueue(fence, std::move(batch), std::move(input));
+  const stage::Fence fence{session_, replica.epoch, ticket};
+  const size_t last = replica.end_of_row(stage);
+  if (last != stage) replica.parts[last].direct->expect(fence, batch);
+  replica.parts[stage].stage->enqueue(fence, std::move(batch), std::move(input));
 }
 
-void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::StageOutput output) noexcept {
+void ClusterPipeline::stage_delivered(Replica& replica, size_t stage, stage::StageOutput output) noexcept {
   const uint64_t ticket = output.fence.ticket;
-  const bool last = stage + 1 == plan.parts.size();
-  if (output.stage_lost) return watch_->report({plan.epoch, std::move(output.error)});  // its tickets go with the plan
+  const bool last = stage + 1 == replica.parts.size();
+  if (output.stage_lost)
+    return watch_->report({replica.epoch, std::move(output.error)});  // its tickets go with the replica
   std::shared_ptr<const stage::Batch> batch;
   std::vector<double> seconds;
   {
-    const std::lock_guard lock(plan.mutex);
-    const auto found = plan.in_flight.find(ticket);
-    if (output.fence.epoch != plan.epoch || found == plan.in_flight.end()) {
+    const std::lock_guard lock(replica.mutex);
+    const auto found = replica.in_flight.find(ticket);
+    if (output.fence.epoch != replica.epoch || found == replica.in_flight.end()) {
       n_stale_.fetch_add(1);
       return;
     }
@@ -720,32 +831,32 @@ void ClusterPipeline::stage_delivered(ActivePlan& plan, size_t stage, stage::Sta
       passed.push_back(output.compute_seconds);
       for (size_t i = 0; i < std::min(passed.size(), stage + 1); ++i) {
         const double took = passed[passed.size() - 1 - i];
-        note_speed(plan.parts[stage - i].seconds_per_row, took, batch->n_rows());
+        note_speed(replica.parts[stage - i].seconds_per_row, took, batch->n_rows());
         found->second.stage_seconds[stage - i] = took;
-        ++plan.parts[stage - i].counters->batches;
-        plan.parts[stage - i].counters->compute_us += static_cast<uint64_t>(took * 1e6);
+        ++replica.parts[stage - i].counters->batches;
+        replica.parts[stage - i].counters->compute_us += static_cast<uint64_t>(took * 1e6);
       }
     }
     found->second.stage = stage + 1;
     found->second.since = Clock::now();
     if (last || !output.error.empty()) {
       seconds = std::move(found->second.stage_seconds);
-      plan.in_flight.erase(found);
+      replica.in_flight.erase(found);
     }
   }
   if (!output.error.empty()) {
-    push_from(plan, engine::TicketFailed{ticket, fmt::format("{}: {}", plan.parts[stage].device, output.error)});
+    push_from(replica, engine::TicketFailed{ticket, fmt::format("{}: {}", replica.parts[stage].device, output.error)});
   } else if (last) {
-    push_from(plan, engine::Completion{ticket, std::move(output.outputs), std::move(seconds)});
+    push_from(replica, engine::Completion{ticket, std::move(output.outputs), std::move(seconds)});
   } else {
-    start_step(plan, stage + 1, ticket, std::move(batch), std::move(output.hidden));
+    start_step(replica, stage + 1, ticket, std::move(batch), std::move(output.hidden));
   }
 }
 
-// Drops what a plan delivers after it was lost.
-void ClusterPipeline::push_from(const ActivePlan& plan, engine::PipelineEvent event) {
+// Drops what a replica delivers after it was lost.
+void ClusterPipeline::push_from(const Replica& replica, engine::PipelineEvent event) {
   const std::lock_guard lock(events_mutex_);
-  if (plan.retired) {
+  if (replica.retired) {
     n_stale_.fetch_add(1);
     return;
   }
@@ -760,7 +871,6 @@ std::optional<engine::PipelineEvent> ClusterPipeline::poll(std::chrono::millisec
   if (events_.empty()) return std::nullopt;
   engine::PipelineEvent event = std::move(events_.front());
   events_.pop_front();
-  if (const auto* ready = std::get_if<engine::PlanReady>(&event)) polled_epoch_ = ready->plan.epoch;
   return event;
 }
 
@@ -774,16 +884,19 @@ engine::PipelineStatus ClusterPipeline::status() const {
                                traffic.sent_bytes});
   }
   if (!active_) return status;
-  status.epoch = active_->epoch;
-  status.queues.resize(active_->parts.size());
-  {
-    const std::lock_guard in_flight_lock(active_->mutex);
-    for (const auto& [ticket, flight] : active_->in_flight) ++status.queues.at(flight.stage);
+  status.epoch = active_->limits.epoch;
+  for (const auto& replica : active_->replicas) {
+    std::vector<uint64_t> queues(replica->parts.size());
+    {
+      const std::lock_guard in_flight_lock(replica->mutex);
+      for (const auto& [ticket, flight] : replica->in_flight) ++queues.at(flight.stage);
+    }
+    // Backends know better where a batch is that goes from one to the next by itself.
+    for (size_t i = 0; i < queues.size(); ++i)
+      if (const auto* remote = dynamic_cast<const remote::RemoteStage*>(replica->parts[i].stage.get()))
+        queues[i] = remote->queue().n_tickets;
+    status.queues.insert(status.queues.end(), queues.begin(), queues.end());
   }
-  // Backends know better where a batch is that goes from one to the next by itself.
-  for (size_t i = 0; i < active_->parts.size(); ++i)
-    if (const auto* remote = dynamic_cast<const remote::RemoteStage*>(active_->parts[i].stage.get()))
-      status.queues[i] = remote->queue().n_tickets;
   return status;
 }
 
@@ -816,7 +929,7 @@ void ClusterPipeline::watch() {
     }
     if (stopping()) break;
     next_look = Clock::now() + std::min<Clock::duration>(kLookInterval, options_.ticket_patience);
-    retire_broken_plan();
+    retire_broken();
     if (loading_ && !loading_->candidate.why_broken().empty()) loading_->cancelled = true;
     if (loading_ && loading_->done) finish_loading();
     if (!loading_ && !active_) {
@@ -831,38 +944,47 @@ void ClusterPipeline::watch() {
   loading_->thread.join();
 }
 
-// Ends the plan in use when one of its stages is gone.
-void ClusterPipeline::retire_broken_plan() {
+// Ends the replicas in use of which a stage is gone.
+void ClusterPipeline::retire_broken() {
   if (!active_) return;
   std::deque<Watch::Failure> failures;
   {
-    // Those of a plan that is being loaded stay.
+    uint64_t latest = 0;
+    for (const auto& replica : active_->replicas) latest = std::max(latest, replica->epoch);
+    // Those of replicas that are being loaded stay.
     const std::lock_guard lock(watch_->mutex);
     failures = watch_->failures;
-    std::erase_if(watch_->failures, [this](const auto& failure) { return failure.epoch <= active_->epoch; });
+    std::erase_if(watch_->failures, [latest](const auto& failure) { return failure.epoch <= latest; });
   }
-  for (const ActivePlan::Part& part : active_->parts) {
-    if (const std::string reason = part.member.why_lost(); !reason.empty()) return retire(reason);
-  }
-  for (const Watch::Failure& failure : failures) {
-    if (failure.epoch == active_->epoch) return retire(failure.reason);
-  }
-  if (const auto reason = overdue()) retire(*reason);
+  std::vector<std::pair<uint64_t, std::string>> broken;
+  for (const auto& replica : active_->replicas)
+    if (auto reason = why_broken(*replica, failures)) broken.emplace_back(replica->epoch, std::move(*reason));
+  for (const auto& [epoch, reason] : broken) retire(reason, {epoch});
 }
 
-// Why the plan in use has failed: a ticket takes far longer than its stage ever did. Stages compute in order, so a
+std::optional<std::string> ClusterPipeline::why_broken(Replica& replica, const std::deque<Watch::Failure>& failures) {
+  for (const ReplicaPart& part : replica.parts) {
+    if (std::string reason = part.member.why_lost(); !reason.empty()) return reason;
+  }
+  for (const Watch::Failure& failure : failures) {
+    if (failure.epoch == replica.epoch) return failure.reason;
+  }
+  return overdue(replica);
+}
+
+// Why a replica has failed: a ticket takes far longer than its stage ever did. Stages compute in order, so a
 // ticket waits for all before it.
-std::optional<std::string> ClusterPipeline::overdue() {
+std::optional<std::string> ClusterPipeline::overdue(Replica& replica) {
   const Clock::time_point now = Clock::now();
   std::optional<size_t> stuck;
   {
-    const std::lock_guard lock(active_->mutex);
-    std::vector<double> ahead(active_->parts.size());  // seconds of computing
-    for (const auto& [ticket, flight] : active_->in_flight) {
+    const std::lock_guard lock(replica.mutex);
+    std::vector<double> ahead(replica.parts.size());  // seconds of computing
+    for (const auto& [ticket, flight] : replica.in_flight) {
       double predicted = 0;
       bool known = true;
-      for (size_t i = flight.stage; i <= active_->end_of_row(flight.stage); ++i) {
-        const double per_row = active_->parts[i].seconds_per_row;
+      for (size_t i = flight.stage; i <= replica.end_of_row(flight.stage); ++i) {
+        const double per_row = replica.parts[i].seconds_per_row;
         predicted += ahead[i] += per_row * flight.batch->n_rows();
         known = known && per_row > 0;
       }
@@ -874,18 +996,18 @@ std::optional<std::string> ClusterPipeline::overdue() {
     }
   }
   if (!stuck) return std::nullopt;
-  if (active_->parts[*stuck].hands_on) {
-    const std::optional<size_t> hanging = hanging_stage(*stuck);
+  if (replica.parts[*stuck].hands_on) {
+    const std::optional<size_t> hanging = hanging_stage(replica, *stuck);
     if (!hanging) {  // it is lost on the way between two: the next plan shows
       relay_until_ = Clock::now() + kLongestAvoidance;
       return fmt::format(
           "{} and the stages after it have not answered a batch for far longer than it ever took; "
           "activations go through this server for a while",
-          active_->parts[*stuck].device);
+          replica.parts[*stuck].device);
     }
     stuck = hanging;
   }
-  ActivePlan::Part& part = active_->parts[*stuck];
+  ReplicaPart& part = replica.parts[*stuck];
   std::string reason = fmt::format("{} has not answered a batch for far longer than it ever took", part.device);
   avoid(part.device);
   if (part.member.backend) membership_->drop(part.member, reason);
@@ -894,11 +1016,11 @@ std::optional<std::string> ClusterPipeline::overdue() {
 
 // Of a row of stages that hand on, of whose batches one is overdue: the one that has had a batch for the longest, and
 // for so long that it must be the cause. nullopt: none has.
-std::optional<size_t> ClusterPipeline::hanging_stage(size_t first) const {
+std::optional<size_t> ClusterPipeline::hanging_stage(const Replica& replica, size_t first) const {
   std::optional<size_t> hanging;
   std::chrono::milliseconds longest = options_.ticket_patience / 2;
-  for (size_t i = first; i <= active_->end_of_row(first); ++i) {
-    const auto* remote = dynamic_cast<const remote::RemoteStage*>(active_->parts[i].stage.get());
+  for (size_t i = first; i <= replica.end_of_row(first); ++i) {
+    const auto* remote = dynamic_cast<const remote::RemoteStage*>(replica.parts[i].stage.get());
     const auto queue = remote != nullptr ? remote->ask_queue(kQueueTimeout) : std::nullopt;
     if (!queue || queue->n_tickets == 0 || queue->oldest_age < longest) continue;
     longest = queue->oldest_age;
@@ -914,25 +1036,53 @@ void ClusterPipeline::avoid(const std::string& device) {
   avoided.until = Clock::now() + avoided.wait;
 }
 
-// Ends the plan in use: requests wait for the next.
-void ClusterPipeline::retire(const std::string& reason) {
-  spdlog::warn("the plan is lost: {}; requests wait for the next", reason);
-  lost_since_ = Clock::now();
-  std::unique_ptr<ActivePlan> retired;
+// Ends replicas in use: their requests go on at others, or wait for the next plan.
+void ClusterPipeline::retire(const std::string& reason, const std::vector<uint64_t>& epochs) {
+  std::vector<std::unique_ptr<Replica>> retired;
   {
     const std::scoped_lock lock(plan_mutex_, events_mutex_);
-    retired = std::move(active_);
-    retired->retired = true;
-    events_.emplace_back(engine::PlanLost{reason});
+    for (auto& replica : active_->replicas) {
+      if (std::find(epochs.begin(), epochs.end(), replica->epoch) == epochs.end()) continue;
+      replica->retired = true;
+      retired.push_back(std::move(replica));
+    }
+    std::erase(active_->replicas, nullptr);
+    if (active_->replicas.empty()) {
+      active_.reset();
+      events_.emplace_back(engine::PlanLost{reason});
+    } else {
+      active_->limits.epoch = ++n_plans_;
+      active_->prediction.reset();
+      events_.emplace_back(engine::PlanReady{active_->summary()});
+    }
     events_changed_.notify_one();
   }
-  retired.reset();
-  next_attempt_ = next_log_ = Clock::now();
+  retired.clear();
+  considered_ = 0;
+  if (active_) {
+    spdlog::warn("a replica of the model is lost: {}; its requests go on at the other {}", reason,
+                 active_->replicas.size());
+    return;
+  }
+  spdlog::warn("the plan is lost: {}; requests wait for the next", reason);
+  lost_since_ = next_attempt_ = next_log_ = Clock::now();
+}
+
+// All of them.
+void ClusterPipeline::retire_all() {
+  std::vector<uint64_t> epochs;
+  for (const auto& replica : active_->replicas) epochs.push_back(replica->epoch);
+  retire("the model is being placed anew", epochs);
 }
 
 void ClusterPipeline::begin_loading(Candidate candidate) {
   loading_ = std::make_unique<Loading>();
   loading_->candidate = std::move(candidate);
+  for (size_t r = 0; r < loading_->candidate.placement.n_replicas(); ++r) {
+    const bool same_cache = active_ && active_->n_blocks == loading_->candidate.placement.cache.n_blocks;
+    const Replica* used = same_cache ? in_use(loading_->candidate, r) : nullptr;
+    loading_->kept.push_back(used != nullptr ? used->epoch : 0);
+  }
   plan_is_loading_ = true;
   loading_->thread = std::thread([this, loading = loading_.get()] {
     try {
@@ -949,11 +1099,14 @@ void ClusterPipeline::finish_loading() {
   const std::unique_ptr<Loading> loading = std::move(loading_);
   loading->thread.join();
   plan_is_loading_ = false;
-  const std::string broken = loading->candidate.why_broken();
-  if (loading->plan && broken.empty()) {
-    for (const auto& part : loading->plan->parts) avoided_.erase(part.device);
+  std::string broken = loading->candidate.why_broken();
+  for (const uint64_t epoch : loading->kept)
+    if (epoch != 0 && (!active_ || active_->find(epoch) == nullptr)) broken = "a replica that was to go on is lost";
+  if (!loading->error && broken.empty()) {
+    for (const plan::PlacedStage& placed : loading->candidate.placement.stages)
+      avoided_.erase(loading->candidate.offers[placed.device].name);
     n_refused_ = 0;
-    activate(std::move(loading->plan));
+    activate(*loading);
     return;
   }
   next_attempt_ = Clock::now();
@@ -970,8 +1123,12 @@ void ClusterPipeline::loading_failed(Loading& loading) {
     std::rethrow_exception(loading.error);
   } catch (const ResourceError& error) {
     if (active_) {
+      std::vector<uint64_t> others;  // that the next plan does not keep
+      for (const auto& replica : active_->replicas)
+        if (std::find(loading.kept.begin(), loading.kept.end(), replica->epoch) == loading.kept.end())
+          others.push_back(replica->epoch);
       spdlog::info("no room to load the next plan beside the one in use: {}", error.what());
-      return retire("the model is being placed anew");
+      return others.empty() ? avoid(loading.device) : retire("the model is being placed anew", others);
     }
     spdlog::warn("{}; planning again with what is free now", error.what());
     if (++n_refused_ > kRefusalsAtOnce) next_attempt_ += random_part(options_.retry_interval);
@@ -1008,9 +1165,10 @@ void ClusterPipeline::plan_better() {
     avoided.was_over = over;
   }
   if (!wanted) return;
-  const auto uses = [this](const Membership::Member& member) {
-    return std::any_of(active_->parts.begin(), active_->parts.end(),
-                       [&](const auto& part) { return part.member.connection == member.connection; });
+  const std::vector<const ReplicaPart*> used = parts_in_use();
+  const auto uses = [&used](const Membership::Member& member) {
+    return std::any_of(used.begin(), used.end(),
+                       [&](const ReplicaPart* part) { return part->member.connection == member.connection; });
   };
   std::string comes, leaves;
   for (const Membership::Member& member : membership_->members()) {
@@ -1020,18 +1178,15 @@ void ClusterPipeline::plan_better() {
   if (comes.empty() && leaves.empty()) return;
   try {
     Candidate candidate = leaves.empty() ? choose(Choice::reliable) : choose();
-    const bool same = std::equal(
-        candidate.placement.stages.begin(), candidate.placement.stages.end(), active_->parts.begin(),
-        active_->parts.end(), [&](const plan::PlacedStage& placed, const ActivePlan::Part& part) {
-          return candidate.members[placed.device].connection == part.member.connection && placed.slice == part.slice;
-        });
+    bool same = candidate.placement.n_replicas() == active_->replicas.size();
+    for (size_t r = 0; same && r < active_->replicas.size(); ++r) same = in_use(candidate, r) != nullptr;
     if (same) return;
     spdlog::info("{}: the model is placed anew", leaves.empty() ? comes + " has come" : leaves + " is about to leave");
     uint64_t local_bytes = 0;  // of both plans
-    for (const ActivePlan::Part& part : active_->parts) local_bytes += part.member.backend ? 0 : part.held_bytes;
+    for (const ReplicaPart* part : used) local_bytes += part->member.backend ? 0 : part->held_bytes;
     for (const plan::PlacedStage& placed : candidate.placement.stages)
       local_bytes += candidate.members[placed.device].backend ? 0 : placed.need.total();
-    if (local_bytes > options_.local_memory) return retire("the model is being placed anew");
+    if (local_bytes > options_.local_memory) return retire_all();
     begin_loading(std::move(candidate));
   } catch (const Error& error) {
     spdlog::warn("the plan stays as it is: {}", error.what());

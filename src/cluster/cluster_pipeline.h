@@ -1,5 +1,6 @@
 // The pipeline over stages, here and on backends: places layers, loads, joins stages so that activations go from
 // one to the next (or relays them where backends cannot reach each other), and plans again when backends come and go.
+// A plan is one replica of the model or several, each a row of stages that is lost or replaced without the others.
 // Implements engine::Pipeline.
 #pragma once
 
@@ -12,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -78,7 +80,7 @@ class ClusterPipeline : public engine::Pipeline {
   // Of the plan in use, where speeds are known.
   std::optional<plan::Prediction> prediction() const;
 
-  uint64_t submit(stage::Batch batch) override;
+  uint64_t submit(stage::Batch batch, uint64_t replica) override;
   std::optional<engine::PipelineEvent> poll(std::chrono::milliseconds timeout) override;
   void wake() override;
   bool plan_is_loading() const override { return plan_is_loading_; }
@@ -90,12 +92,14 @@ class ClusterPipeline : public engine::Pipeline {
 
  private:
   class Hop;
+  struct ReplicaPart;
+  struct Replica;
   struct ActivePlan;
   struct Candidate;
   struct Loading;
   // What the watching thread waits for.
   struct Watch {
-    // A plan can no longer be used although its connections stand.
+    // A replica can no longer be used although its connections stand.
     struct Failure {
       uint64_t epoch;
       std::string reason;
@@ -120,26 +124,32 @@ class ClusterPipeline : public engine::Pipeline {
   Candidate choose(Choice choice) const;
   Candidate choose() const;
   void place(const plan::PlacementRequest& request, Candidate& candidate) const;
+  const Replica* in_use(const Candidate& candidate, size_t replica) const;
+  std::vector<const ReplicaPart*> parts_in_use() const;
   const stage::DeviceProfile& local_profile() const;
   bool is_avoided(const Membership::Member& member, Choice choice) const;
   void load_plan(Loading& loading);
+  std::unique_ptr<Replica> make_replica(const Candidate& candidate, size_t index);
   void probe_hops(Candidate& candidate) const;
-  void open_stages(ActivePlan& plan);
+  void open_stages(Replica& replica);
   stage::LoadRequest load_request(const plan::PlacedStage& placed, const plan::Placement& placement,
                                   const std::string& name);
-  void load_stages(Loading& loading, ActivePlan& plan, std::vector<stage::LoadRequest> requests);
+  void load_stages(Loading& loading, const std::vector<ReplicaPart*>& parts, std::vector<stage::LoadRequest> requests);
   void load_stage(stage::LoadRequest request, stage::Stage& stage, const std::function<void(uint64_t)>& on_progress);
   weights::Manifest manifest_of(const stage::Slice& slice, bool hashed);
   std::vector<remote::PeerAddress> backends_beside(const Membership::Member& member) const;
-  engine::PlanSummary summarize(const ActivePlan& plan, const Candidate& candidate) const;
-  void activate(std::unique_ptr<ActivePlan> next);
+  std::vector<engine::StageSummary> summarize(const Replica& replica, std::span<const plan::PlacedStage> stages) const;
+  engine::PlanSummary limits(const plan::Placement& placement) const;
+  void activate(Loading& loading);
 
   // The watching thread.
   void watch();
-  void retire_broken_plan();
-  void retire(const std::string& reason);
-  std::optional<std::string> overdue();
-  std::optional<size_t> hanging_stage(size_t first) const;
+  void retire_broken();
+  std::optional<std::string> why_broken(Replica& replica, const std::deque<Watch::Failure>& failures);
+  void retire(const std::string& reason, const std::vector<uint64_t>& epochs);
+  void retire_all();
+  std::optional<std::string> overdue(Replica& replica);
+  std::optional<size_t> hanging_stage(const Replica& replica, size_t first) const;
   void begin_loading(Candidate candidate);
   void finish_loading();
   void loading_failed(Loading& loading);
@@ -147,10 +157,10 @@ class ClusterPipeline : public engine::Pipeline {
   void plan_again();
   void plan_better();
 
-  void push_from(const ActivePlan& plan, engine::PipelineEvent event);
-  void start_step(ActivePlan& plan, size_t stage, uint64_t ticket, std::shared_ptr<const stage::Batch> batch,
+  void push_from(const Replica& replica, engine::PipelineEvent event);
+  void start_step(Replica& replica, size_t stage, uint64_t ticket, std::shared_ptr<const stage::Batch> batch,
                   std::vector<float> input);
-  void stage_delivered(ActivePlan& plan, size_t stage, stage::StageOutput output) noexcept;
+  void stage_delivered(Replica& replica, size_t stage, stage::StageOutput output) noexcept;
   bool stopping() const { return stopping_.load(); }
 
   const gguf::Model& model_;
@@ -169,9 +179,10 @@ class ClusterPipeline : public engine::Pipeline {
   // Used by start(), and then by the thread that loads a plan.
   weights::ModelHashes hashes_;  // of the model's tensors, computed when a backend first needs them
   std::mutex rehash_mutex_;      // held while they are computed again
-  uint64_t epoch_ = 0;
+  uint64_t epoch_ = 0;           // of the replica that was opened last
 
   // Used by start() and then by the watching thread only.
+  uint64_t n_plans_ = 0;
   struct Avoided {
     std::chrono::steady_clock::time_point until;
     std::chrono::milliseconds wait;
@@ -189,7 +200,6 @@ class ClusterPipeline : public engine::Pipeline {
   mutable std::mutex plan_mutex_;
   std::unique_ptr<ActivePlan> active_;  // changed by the watching thread, under plan_mutex_
   std::atomic<uint64_t> next_ticket_{1};
-  uint64_t polled_epoch_ = 0;  // of the plan that poll() told of last; only the polling thread uses it
   std::atomic<uint64_t> n_stale_{0};
 
   std::mutex events_mutex_;

@@ -14,9 +14,9 @@
 #include <vector>
 
 #include "base/error.h"
+#include "engine/dispatcher.h"
 #include "engine/grammar.h"
 #include "engine/pooling.h"
-#include "engine/scheduler.h"
 #include "engine/sequence.h"
 #include "engine/stream_state.h"
 #include "vocab/vocabulary.h"
@@ -69,7 +69,7 @@ class Engine::Impl {
         options_(options),
         grammars_(vocabulary),
         waker_(std::make_shared<Waker>(pipeline)),
-        scheduler_(options.n_parallel, options.max_in_flight),
+        dispatcher_(options.n_parallel, options.max_in_flight),
         thread_([this] { run(); }) {}
 
   ~Impl() { shutdown(std::chrono::milliseconds(0)); }
@@ -96,6 +96,7 @@ class Engine::Impl {
   bool take_inbox();
   void drop_cancelled();
   void submit_batches();
+  void submit_batches(Scheduler& replica);
   void publish();
   void flush_outbox();
   void handle(PipelineEvent event);
@@ -140,7 +141,7 @@ class Engine::Impl {
   bool stop_ = false;      // the thread is to end
 
   // The engine thread's own.
-  Scheduler scheduler_;
+  Dispatcher dispatcher_;
   std::optional<PlanSummary> plan_;
   std::string lost_reason_;                       // why there is no plan any more
   std::map<uint64_t, ScheduledBatch> in_flight_;  // by ticket; of the batch only what a result is checked against
@@ -317,7 +318,7 @@ void Engine::Impl::run() {
   flush_outbox();
 }
 
-// Moves new requests to the scheduler. False: the thread is to end.
+// Moves new requests to the dispatcher. False: the thread is to end.
 bool Engine::Impl::take_inbox() {
   std::vector<std::unique_ptr<Sequence>> arrived;
   std::vector<std::vector<int32_t>> erasures;
@@ -328,14 +329,14 @@ bool Engine::Impl::take_inbox() {
     erasures = std::exchange(erasures_, {});
     stop = stop_;
   }
-  for (const auto& tokens : erasures) scheduler_.erase_cached(tokens);
+  for (const auto& tokens : erasures) dispatcher_.erase_cached(tokens);
   for (auto& sequence : arrived) {
     const uint64_t id = sequence->id;
     const uint32_t n_prompt = sequence->n_prompt;
     const bool embeds = sequence->embedding.has_value();
     if (!plan_) sequence->waits_since = Clock::now();
     if (plan_) sequence->n_ctx = effective_context(*plan_);
-    scheduler_.add(std::move(sequence));
+    dispatcher_.add(std::move(sequence));
     if (!plan_) continue;
     try {  // the plan may have changed since submit() checked
       check_fits(*plan_, n_prompt, embeds);
@@ -348,7 +349,7 @@ bool Engine::Impl::take_inbox() {
 
 void Engine::Impl::drop_cancelled() {
   std::vector<uint64_t> gone;
-  for (const auto& [id, sequence] : scheduler_.sequences()) {
+  for (const auto& [id, sequence] : dispatcher_.sequences()) {
     if (sequence->stream->cancelled()) gone.push_back(id);
   }
   for (const uint64_t id : gone) {
@@ -358,17 +359,23 @@ void Engine::Impl::drop_cancelled() {
 }
 
 void Engine::Impl::submit_batches() {
-  while (plan_ && in_flight_.size() < scheduler_.max_in_flight()) {
-    Scheduler::InFlight in_flight;
-    for (const auto& [ticket, batch] : in_flight_) {
-      ++in_flight.n;
-      in_flight.n_decoding += batch.decodes;
-    }
-    std::optional<ScheduledBatch> next = scheduler_.next_batch(in_flight);
+  dispatcher_.admit();
+  for (const auto& [id, replica] : dispatcher_.replicas()) submit_batches(*replica);
+}
+
+void Engine::Impl::submit_batches(Scheduler& replica) {
+  Scheduler::InFlight in_flight;
+  for (const auto& [ticket, batch] : in_flight_) {
+    if (batch.replica != replica.id()) continue;
+    ++in_flight.n;
+    in_flight.n_decoding += batch.decodes;
+  }
+  while (in_flight.n < replica.max_in_flight()) {
+    std::optional<ScheduledBatch> next = replica.next_batch(in_flight);
     if (!next) return;
     const Clock::time_point now = Clock::now();
     for (const BatchPart& part : next->parts) {
-      Sequence& sequence = *scheduler_.find(part);
+      Sequence& sequence = *dispatcher_.find(part);
       if (!sequence.first_scheduled) sequence.first_scheduled = now;
     }
     ++counters_.batches;
@@ -379,7 +386,9 @@ void Engine::Impl::submit_batches() {
     next->batch = {};
     next->batch.outputs = batch.outputs;
     try {
-      const uint64_t ticket = pipeline_.submit(std::move(batch));
+      const uint64_t ticket = pipeline_.submit(std::move(batch), replica.id());
+      ++in_flight.n;
+      in_flight.n_decoding += next->decodes;
       const bool added = in_flight_.emplace(ticket, std::move(*next)).second;
       CARAVAN_ASSERT(added, "a pipeline gives every batch its own ticket");
     } catch (const Error& error) {
@@ -391,21 +400,21 @@ void Engine::Impl::submit_batches() {
 // Makes the state of the engine visible to status(), before the events that tell consumers of it.
 void Engine::Impl::publish() {
   for (SlotStatus& slot : slot_states_) slot.processing = false;
-  for (const auto& [id, sequence] : scheduler_.sequences()) note_slot(*sequence);
+  for (const auto& [id, sequence] : dispatcher_.sequences()) note_slot(*sequence);
   std::lock_guard lock(mutex_);
   slots_ = slot_states_;
   slot_tokens_.resize(slots_.size());
   for (auto& [slot, tokens] : std::exchange(left_tokens_, {})) slot_tokens_[slot] = std::move(tokens);
   n_active_ -= std::exchange(n_ended_, 0);
   const uint64_t requests = status_.counters.requests, refused = status_.counters.refused;
-  counters_.preemptions = scheduler_.n_preemptions();
+  counters_.preemptions = dispatcher_.n_preemptions();
   status_.counters = counters_;
   status_.counters.requests = requests;
   status_.counters.refused = refused;
-  status_.slots_total = scheduler_.n_slots();
-  status_.slots_busy = scheduler_.n_running();
-  status_.queue_length = scheduler_.n_waiting();
-  status_.kv_usage_ratio = scheduler_.kv_usage();
+  status_.slots_total = dispatcher_.n_slots();
+  status_.slots_busy = dispatcher_.n_running();
+  status_.queue_length = dispatcher_.n_waiting();
+  status_.kv_usage_ratio = dispatcher_.kv_usage();
   changed_.notify_all();
 }
 
@@ -422,9 +431,9 @@ void Engine::Impl::on(Completion completion) {
   auto node = in_flight_.extract(completion.ticket);
   if (node.empty()) return;  // of a plan that is gone
   const ScheduledBatch& scheduled = node.mapped();
-  scheduler_.note_times(scheduled, completion.stage_seconds);
+  dispatcher_.replicas().at(scheduled.replica)->note_times(scheduled, completion.stage_seconds);
   for (const BatchPart& part : scheduled.parts) {
-    Sequence* sequence = scheduler_.find(part);
+    Sequence* sequence = dispatcher_.find(part);
     if (!sequence) continue;
     const uint64_t id = sequence->id;
     try {
@@ -459,22 +468,25 @@ void Engine::Impl::on(const TicketFailed& failed) {
 void Engine::Impl::batch_failed(const ScheduledBatch& scheduled, const std::string& reason) {
   spdlog::warn("a batch failed, {} requests end with it: {}", scheduled.parts.size(), reason);
   for (const BatchPart& part : scheduled.parts) {
-    if (scheduler_.find(part)) fail(part.sequence, RequestError::Kind::unavailable, reason);
+    if (dispatcher_.find(part)) fail(part.sequence, RequestError::Kind::unavailable, reason);
   }
-  scheduler_.recompute_all();
+  dispatcher_.replicas().at(scheduled.replica)->recompute_all();
 }
 
 void Engine::Impl::on(const PlanReady& ready) {
   CARAVAN_ASSERT(ready.plan.block_tokens > 0 && ready.plan.max_rows > 0 && ready.plan.max_slots > 0,
                  "a usable plan has room for a row");
-  if (!scheduler_.sequences().empty())
-    spdlog::info("{} requests go on under the new plan, their KV is computed again", scheduler_.sequences().size());
+  CARAVAN_ASSERT(!ready.plan.replicas.empty(), "a usable plan has a replica");
+  const uint32_t n_waited = plan_ ? dispatcher_.n_waiting() : 0;
   plan_ = ready.plan;
-  in_flight_.clear();
-  scheduler_.set_plan(*plan_);
-  resize_slots(scheduler_.n_slots());
+  dispatcher_.set_plan(*plan_);
+  if (const uint32_t n_moved = dispatcher_.n_waiting() - n_waited; n_moved > 0)
+    spdlog::info("{} requests go on under the new plan, their KV is computed again", n_moved);
+  std::erase_if(in_flight_,
+                [this](const auto& entry) { return !dispatcher_.replicas().contains(entry.second.replica); });
+  resize_slots(dispatcher_.n_slots());
   std::vector<std::pair<uint64_t, RequestError>> too_long;
-  for (const auto& [id, sequence] : scheduler_.sequences()) {
+  for (const auto& [id, sequence] : dispatcher_.sequences()) {
     sequence->waits_since.reset();
     if (sequence->n_ctx == 0) sequence->n_ctx = effective_context(*plan_);
     try {
@@ -490,7 +502,7 @@ void Engine::Impl::on(const PlanReady& ready) {
   status_.state = EngineStatus::State::ready;
   status_.reason.clear();
   status_.plan = plan_;
-  status_.slots_total = scheduler_.n_slots();
+  status_.slots_total = dispatcher_.n_slots();
   changed_.notify_all();
 }
 
@@ -498,10 +510,10 @@ void Engine::Impl::on(const PlanLost& lost) {
   plan_.reset();
   lost_reason_ = lost.reason;
   in_flight_.clear();
-  scheduler_.lose_plan();
+  dispatcher_.lose_plan();
   ++counters_.plans_lost;
   const Clock::time_point now = Clock::now();
-  for (const auto& [id, sequence] : scheduler_.sequences()) {
+  for (const auto& [id, sequence] : dispatcher_.sequences()) {
     if (!sequence->waits_since) sequence->waits_since = now;
   }
   std::lock_guard lock(mutex_);
@@ -512,7 +524,7 @@ void Engine::Impl::on(const PlanLost& lost) {
 }
 
 void Engine::Impl::take_result(const BatchPart& part, std::span<const stage::RowOutput> rows) {
-  Sequence& sequence = *scheduler_.find(part);
+  Sequence& sequence = *dispatcher_.find(part);
   report_progress(sequence, part);
   if (sequence.embedding) {
     take_hidden(sequence, part, rows);
@@ -643,7 +655,7 @@ bool Engine::Impl::shift_context(Sequence& sequence) {
   const uint32_t n_left = n_tokens - n_keep;
   const uint32_t n_discard =
       params.n_discard > 0 ? std::min(static_cast<uint32_t>(params.n_discard), n_left - 1) : n_left / 2;
-  scheduler_.discard(sequence, n_keep, n_discard);
+  dispatcher_.discard(sequence, n_keep, n_discard);
   return true;
 }
 
@@ -674,13 +686,13 @@ void Engine::Impl::finish(Sequence& sequence, StopType stop_type, std::string st
 }
 
 void Engine::Impl::fail(uint64_t id, RequestError::Kind kind, const std::string& message) {
-  send(*scheduler_.sequences().at(id), ErrorEvent{kind, message});
+  send(*dispatcher_.sequences().at(id), ErrorEvent{kind, message});
   ++counters_.failed;
   end(id);
 }
 
 void Engine::Impl::fail_all(RequestError::Kind kind, const std::string& message) {
-  while (!scheduler_.sequences().empty()) fail(scheduler_.sequences().begin()->first, kind, message);
+  while (!dispatcher_.sequences().empty()) fail(dispatcher_.sequences().begin()->first, kind, message);
 }
 
 // Ends what has found no plan for too long.
@@ -689,7 +701,7 @@ void Engine::Impl::fail_those_that_waited() {
   const Clock::time_point now = Clock::now();
   const bool loading = pipeline_.plan_is_loading();
   std::vector<uint64_t> ids;
-  for (const auto& [id, sequence] : scheduler_.sequences()) {
+  for (const auto& [id, sequence] : dispatcher_.sequences()) {
     if (loading)
       sequence->waits_since = now;
     else if (sequence->waits_since && now - *sequence->waits_since >= options_.recovery_timeout)
@@ -702,11 +714,11 @@ void Engine::Impl::fail_those_that_waited() {
 }
 
 void Engine::Impl::end(uint64_t id) {
-  const Sequence& ending = *scheduler_.sequences().at(id);
+  const Sequence& ending = *dispatcher_.sequences().at(id);
   note_slot(ending);
   const std::optional<stage::Slot> slot = ending.slot;
   const uint32_t n_computed = ending.n_scheduled;
-  const std::unique_ptr<Sequence> ended = scheduler_.remove(id);
+  const std::unique_ptr<Sequence> ended = dispatcher_.remove(id);
   if (slot && ended->generation) {
     ended->tokens.resize(n_computed);
     left_tokens_.emplace_back(*slot, std::move(ended->tokens));

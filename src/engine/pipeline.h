@@ -44,13 +44,22 @@ struct StageSummary {
   // Weight bytes of a backend's stage by where they came from: names and bytes.
   std::vector<std::pair<std::string, uint64_t>> weights_from = {};
   std::shared_ptr<const StageCounters> counters = nullptr;  // shared with the plan, which goes on counting
+  uint32_t replica = 0;                                     // index into PlanSummary::replicas
 };
 
-// The limits and parts of a usable plan. A new plan means new limits, an empty KV cache, and all tickets of the old one
+// A copy of the model: stages in a row with a KV cache of their own. The same id in the next plan means that it goes
+// on, with what is in its cache and in flight; one that comes has an empty cache, and the tickets of one that goes are
 // lost.
+struct ReplicaSummary {
+  uint64_t id = 0;
+  double speed = 0;  // tokens per second of many sequences, as predicted; 0: not known
+};
+
+// The limits and parts of a usable plan. Limits (slots, rows, blocks) are those of each replica.
 struct PlanSummary {
-  uint64_t epoch = 0;
-  uint32_t n_ctx = 0;  // longest sequence
+  uint64_t epoch = 0;                    // another one for every plan
+  std::vector<ReplicaSummary> replicas;  // at least one
+  uint32_t n_ctx = 0;                    // longest sequence
   uint32_t n_embd = 0;
   uint32_t n_vocab = 0;
   uint32_t block_tokens = 0;
@@ -59,7 +68,7 @@ struct PlanSummary {
   uint32_t max_slots = 0;
   std::vector<GroupLimits> groups;
   std::string numeric_class;
-  std::vector<StageSummary> stages;
+  std::vector<StageSummary> stages;  // replica by replica, in the order of layers
 };
 
 struct Completion {
@@ -74,7 +83,7 @@ struct TicketFailed {
   std::string reason;
 };
 
-// A usable plan: the first, or another one after a change.
+// A usable plan: the first, or another one after a change; also what is left when a replica is lost.
 struct PlanReady {
   PlanSummary plan;
 };
@@ -104,8 +113,8 @@ class Pipeline {
  public:
   virtual ~Pipeline() = default;
 
-  // Starts a batch and returns its ticket; never blocks. Only between PlanReady and PlanLost.
-  virtual uint64_t submit(stage::Batch batch) = 0;
+  // Starts a batch on a replica of the plan and returns its ticket; never blocks. Only between PlanReady and PlanLost.
+  virtual uint64_t submit(stage::Batch batch, uint64_t replica) = 0;
 
   // The next event, waiting at most timeout; nullopt when there is none, or when wake() was called.
   virtual std::optional<PipelineEvent> poll(std::chrono::milliseconds timeout) = 0;

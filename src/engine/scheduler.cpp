@@ -40,66 +40,34 @@ uint32_t effective_context(const PlanSummary& plan) {
   return static_cast<uint32_t>(n_ctx);
 }
 
-void Scheduler::set_plan(const PlanSummary& plan) {
-  plan_ = plan;
-  encoder_ = is_encoder(plan);
-  allocators_.clear();
+Scheduler::Scheduler(const PlanSummary& plan, size_t replica, uint32_t max_in_flight)
+    : plan_(plan),
+      replica_(plan.replicas.at(replica)),
+      n_stages_(static_cast<uint32_t>(
+          std::count_if(plan.stages.begin(), plan.stages.end(),
+                        [replica](const StageSummary& stage) { return stage.replica == replica; }))),
+      max_in_flight_(max_in_flight),
+      encoder_(is_encoder(plan)) {
   for (const GroupLimits& group : plan.groups) allocators_.emplace_back(group.n_blocks);
   cache_.reset(plan, &allocators_);
-  slots_.assign(n_parallel_ == 0 ? plan.max_slots : std::min(n_parallel_, plan.max_slots), false);
-  ops_.clear();
-  n_running_ = 0;
-  cost_.reset();
-  prompt_waiting_ = 0;
-  for (auto& [id, sequence] : sequences_) {
-    sequence->slot.reset();
-    sequence->tables.clear();
-    sequence->n_scheduled = 0;
-    sequence->awaits_output = false;
-    ++sequence->incarnation;
-    if (sequence->embedding) sequence->embedding->n_received = 0;
-  }
 }
 
-void Scheduler::lose_plan() {
-  const PlanSummary lost = plan_;
-  set_plan(lost);
+void Scheduler::admit(Sequence& sequence) {
+  sequence.replica = replica_.id;
+  sequence.tables.assign(plan_.groups.size(), {});
+  sequences_.emplace(sequence.id, &sequence);
 }
 
-void Scheduler::add(std::unique_ptr<Sequence> sequence) {
-  const uint64_t id = sequence->id;
-  sequences_.emplace(id, std::move(sequence));
-}
-
-std::unique_ptr<Sequence> Scheduler::remove(uint64_t id) {
-  auto node = sequences_.extract(id);
-  CARAVAN_ASSERT(!node.empty(), "only a sequence that was added is removed");
-  if (node.mapped()->slot) release(*node.mapped());
-  return std::move(node.mapped());
-}
-
-void Scheduler::discard(Sequence& sequence, uint32_t first, uint32_t n) {
-  CARAVAN_ASSERT(first + n < sequence.n_tokens() && !sequence.awaits_output, "there is something to go on from");
-  if (sequence.full_history.empty()) sequence.full_history = sequence.tokens;
-  if (sequence.slot) release(sequence);
-  const auto begin = sequence.tokens.begin() + first;
-  sequence.tokens.erase(begin, begin + n);
-  sequence.n_discarded += n;
-  sequence.n_evaluated = 0;
-}
-
-Sequence* Scheduler::find(const BatchPart& part) {
-  const auto at = sequences_.find(part.sequence);
-  if (at == sequences_.end() || at->second->incarnation != part.incarnation) return nullptr;
-  return at->second.get();
+uint32_t Scheduler::n_cached(const Sequence& waiting) const {
+  if (!waiting.uses_cache) return 0;
+  const PrefixMatch match = cache_.find(waiting.tokens, waiting.n_tokens() - 1);
+  return match.n_tokens + match.n_partial;
 }
 
 uint32_t Scheduler::max_in_flight() const { return n_groups() + (n_groups() > 1 ? 1 : 0); }
 
 // Decoding sequences are divided into so many groups, one for each stage to work on.
-uint32_t Scheduler::n_groups() const {
-  return std::max<uint32_t>(1, max_in_flight_ > 0 ? max_in_flight_ : static_cast<uint32_t>(plan_.stages.size()));
-}
+uint32_t Scheduler::n_groups() const { return std::max<uint32_t>(1, max_in_flight_ > 0 ? max_in_flight_ : n_stages_); }
 
 double Scheduler::kv_usage() const {
   double usage = 0;
@@ -121,14 +89,8 @@ void Scheduler::release(Sequence& sequence, Blocks blocks) {
     for (const uint32_t block : sequence.tables[group].blocks) allocators_[group].release(block);
   }
   if (held) ops_.push_back({.kind = stage::KvOp::Kind::free, .slot = *sequence.slot});
-  slots_[*sequence.slot] = false;
-  sequence.slot.reset();
-  sequence.tables.clear();
-  sequence.n_scheduled = 0;
-  sequence.awaits_output = false;
-  ++sequence.incarnation;
-  if (sequence.embedding) sequence.embedding->n_received = 0;
-  --n_running_;
+  sequence.lose_cache();
+  sequences_.erase(sequence.id);
 }
 
 void Scheduler::preempt(Sequence& sequence) {
@@ -136,9 +98,6 @@ void Scheduler::preempt(Sequence& sequence) {
   release(sequence);
 }
 
-// Whether a waiting sequence can be computed up to its next token from blocks that no running sequence holds or needs
-// for its own tokens, but for those of its prefix. Room for less would make it compute for nothing and be preempted
-// again.
 bool Scheduler::fits_now(const Sequence& waiting) const {
   std::optional<PrefixMatch> match;
   for (uint32_t group = 0; group < allocators_.size(); ++group) {
@@ -148,7 +107,6 @@ bool Scheduler::fits_now(const Sequence& waiting) const {
     };
     uint64_t claimed = needed(waiting);
     for (const auto& [id, sequence] : sequences_) {
-      if (!sequence->slot) continue;
       const auto held = static_cast<uint32_t>(sequence->tables[group].blocks.size());
       claimed += needed(*sequence) - std::min(needed(*sequence), held);
     }
@@ -159,32 +117,6 @@ bool Scheduler::fits_now(const Sequence& waiting) const {
     if (claimed > allocator.n_available()) return false;
   }
   return true;
-}
-
-// Where a waiting sequence may run now.
-std::optional<stage::Slot> Scheduler::free_slot(const Sequence& waiting) const {
-  auto slot = std::find(slots_.begin(), slots_.end(), false);
-  if (waiting.wanted_slot) {
-    const auto wanted = slots_.begin() + static_cast<ptrdiff_t>(*waiting.wanted_slot % slots_.size());
-    slot = *wanted ? slots_.end() : wanted;
-  }
-  if (slot == slots_.end()) return std::nullopt;
-  return static_cast<stage::Slot>(slot - slots_.begin());
-}
-
-// Gives slots to waiting sequences, oldest first; only those that wait for a certain slot are overtaken.
-void Scheduler::admit() {
-  if (n_waiting() == 0) return;
-  for (auto& [id, sequence] : sequences_) {
-    if (sequence->slot) continue;
-    const std::optional<stage::Slot> slot = free_slot(*sequence);
-    if (!slot && sequence->wanted_slot) continue;
-    if (!slot || (n_running_ > 0 && !fits_now(*sequence))) return;
-    slots_[*slot] = true;
-    sequence->slot = slot;
-    sequence->tables.assign(plan_.groups.size(), {});
-    ++n_running_;
-  }
 }
 
 // A block that no table holds; n_wanted: so many will be asked for, of which some are evicted from the cache if need
@@ -238,13 +170,13 @@ void Scheduler::copy_partial(Sequence& sequence, const PrefixMatch& match) {
 // How many rows of prompts the next batch takes: on one stage all that fit, on several so many that what waits flows
 // through them soonest. Chosen when more comes to wait, so that the chunks of a prompt are of one size.
 uint32_t Scheduler::prompt_rows() {
-  if (plan_.stages.size() <= 1 || encoder_) return plan_.max_rows;
+  if (n_stages_ <= 1 || encoder_) return plan_.max_rows;
   uint64_t waiting = 0;
   for (const auto& [id, sequence] : sequences_)
-    if (sequence->slot && !sequence->decodes()) waiting += sequence->n_remaining();
+    if (!sequence->decodes()) waiting += sequence->n_remaining();
   if (waiting > prompt_waiting_) {
-    prompt_rows_ = cost_.chunk(static_cast<uint32_t>(std::min<uint64_t>(waiting, UINT32_MAX)),
-                               static_cast<uint32_t>(plan_.stages.size()), plan_.max_rows);
+    prompt_rows_ =
+        cost_.chunk(static_cast<uint32_t>(std::min<uint64_t>(waiting, UINT32_MAX)), n_stages_, plan_.max_rows);
     spdlog::debug("{} tokens of prompts wait: {} rows a batch", waiting, prompt_rows_);
   }
   prompt_waiting_ = waiting;
@@ -262,28 +194,28 @@ void Scheduler::note_times(const ScheduledBatch& batch, std::span<const double> 
 std::vector<Scheduler::Chunk> Scheduler::choose(InFlight in_flight) {
   std::vector<Chunk> chunks;
   uint32_t n_decoding = 0;
-  for (const auto& [id, sequence] : sequences_) n_decoding += sequence->slot && sequence->decodes();
+  for (const auto& [id, sequence] : sequences_) n_decoding += sequence->decodes();
   uint32_t rows_left = plan_.max_rows;
   uint32_t outputs_left = plan_.max_outputs > 0 ? plan_.max_outputs : plan_.max_rows;
   uint32_t decodes_left = in_flight.n_decoding < n_groups() ? (n_decoding + n_groups() - 1) / n_groups() : 0;
   for (const auto& [id, sequence] : sequences_) {
-    if (!sequence->slot || sequence->awaits_output || !sequence->decodes()) continue;
+    if (sequence->awaits_output || !sequence->decodes()) continue;
     if (rows_left == 0 || outputs_left == 0 || decodes_left == 0) break;
-    chunks.push_back({sequence.get(), 1});
+    chunks.push_back({sequence, 1});
     --rows_left;
     --outputs_left;
     --decodes_left;
   }
   rows_left = std::min(rows_left, prompt_rows());
   for (const auto& [id, sequence] : sequences_) {
-    if (!sequence->slot || sequence->awaits_output || sequence->decodes() || sequence->n_remaining() == 0) continue;
+    if (sequence->awaits_output || sequence->decodes() || sequence->n_remaining() == 0) continue;
     if (rows_left == 0) break;
     // As late as possible: what older sequences compute meanwhile is shared too.
     if (sequence->uses_cache && sequence->n_scheduled == 0 && !sequence->holds_blocks()) take_cached_prefix(*sequence);
     const bool every_row_wanted = sequence->embedding && sequence->embedding->n_wanted(sequence->n_tokens()) > 1;
     const uint32_t most = every_row_wanted ? std::min(rows_left, outputs_left) : rows_left;
     if (outputs_left == 0 || (encoder_ && sequence->n_remaining() > most)) break;
-    chunks.push_back({sequence.get(), std::min(most, sequence->n_remaining())});
+    chunks.push_back({sequence, std::min(most, sequence->n_remaining())});
     rows_left -= chunks.back().n_rows;
     outputs_left -= every_row_wanted ? chunks.back().n_rows : 1;
   }
@@ -292,10 +224,8 @@ std::vector<Scheduler::Chunk> Scheduler::choose(InFlight in_flight) {
 
 // What the oldest running sequence computes next; nothing is in flight.
 Scheduler::Chunk Scheduler::oldest_chunk() {
-  const auto oldest = std::find_if(sequences_.begin(), sequences_.end(),
-                                   [](const auto& entry) { return entry.second->slot.has_value(); });
-  CARAVAN_ASSERT(oldest != sequences_.end(), "some sequence was chosen, so one runs");
-  Sequence& sequence = *oldest->second;
+  CARAVAN_ASSERT(!sequences_.empty(), "some sequence was chosen, so one runs");
+  Sequence& sequence = *sequences_.begin()->second;
   if (sequence.uses_cache && sequence.n_scheduled == 0) take_cached_prefix(sequence);
   return {&sequence, std::min(plan_.max_rows, sequence.n_remaining())};
 }
@@ -311,7 +241,7 @@ uint32_t Scheduler::rows_that_fit(const Sequence& sequence) const {
 }
 
 // Gives back the blocks that no row from n_scheduled on sees, nor the last one where that may be computed again.
-void Scheduler::drop_left_windows(Sequence& sequence) {
+void Scheduler::drop_left_window(Sequence& sequence) {
   const uint32_t next = sequence.n_scheduled - (sequence.awaits_output && sequence.may_repeat_row() ? 1 : 0);
   for (uint32_t group = 0; group < allocators_.size(); ++group) {
     BlockTable& table = sequence.tables[group];
@@ -343,10 +273,8 @@ void Scheduler::append_blocks(Sequence& sequence, uint32_t n_rows) {
 }
 
 Sequence* Scheduler::newest_after(uint64_t id) const {
-  for (auto at = sequences_.rbegin(); at != sequences_.rend() && at->first > id; ++at) {
-    if (at->second->slot) return at->second.get();
-  }
-  return nullptr;
+  const auto newest = sequences_.rbegin();
+  return newest != sequences_.rend() && newest->first > id ? newest->second : nullptr;
 }
 
 // Gets the blocks for the chosen chunks, oldest sequence first whatever its kind, so that only sequences without a
@@ -425,13 +353,14 @@ void Scheduler::add_rows(ScheduledBatch& scheduled, const Chunk& chunk) {
   scheduled.parts.push_back(part);
 }
 
+// Also of sequences without rows in the next batch: what left their windows is for the others.
+void Scheduler::drop_left_windows() {
+  for (auto& [id, sequence] : sequences_) drop_left_window(*sequence);
+}
+
 std::optional<ScheduledBatch> Scheduler::next_batch(InFlight in_flight) {
   const bool nothing_in_flight = in_flight.n == 0;
-  // Also of those without rows in this batch: what left their windows is for the others.
-  for (auto& [id, sequence] : sequences_) {
-    if (sequence->slot) drop_left_windows(*sequence);
-  }
-  admit();
+  drop_left_windows();
   std::vector<Chunk> chunks = choose(in_flight);
   const bool wanted = !chunks.empty();
   reserve(chunks);
@@ -445,6 +374,7 @@ std::optional<ScheduledBatch> Scheduler::next_batch(InFlight in_flight) {
   CARAVAN_ASSERT(!chunks.empty() || !wanted || !nothing_in_flight, "the oldest sequence can always go on");
   if (chunks.empty() && (ops_.empty() || !nothing_in_flight)) return std::nullopt;
   ScheduledBatch scheduled;
+  scheduled.replica = replica_.id;
   for (const Chunk& chunk : chunks) {
     scheduled.decodes = scheduled.decodes || chunk.sequence->decodes();
     add_rows(scheduled, chunk);
@@ -454,12 +384,10 @@ std::optional<ScheduledBatch> Scheduler::next_batch(InFlight in_flight) {
 }
 
 void Scheduler::recompute_all() {
-  for (auto& [id, sequence] : sequences_) {
-    if (sequence->slot) release(*sequence, Blocks::dropped);
-  }
+  while (!sequences_.empty()) release(*sequences_.begin()->second, Blocks::dropped);
   cache_.clear();
   ops_.clear();
-  for (stage::Slot slot = 0; slot < n_slots(); ++slot) {
+  for (stage::Slot slot = 0; slot < plan_.max_slots; ++slot) {
     ops_.push_back({.kind = stage::KvOp::Kind::free, .slot = slot});
   }
 }

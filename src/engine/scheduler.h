@@ -1,5 +1,6 @@
-// Which rows go into the next batch: continuous batching over paged KV. Holds all accepted sequences, the block
-// allocators and the block tables; knows neither threads nor streams nor text.
+// Which rows go into the next batch of a replica: continuous batching over paged KV. Holds the block allocators and the
+// block tables; knows neither threads nor streams nor text. The dispatcher gives it sequences and keeps those that
+// wait.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +34,7 @@ struct BatchPart {
 };
 
 struct ScheduledBatch {
+  uint64_t replica = 0;  // ReplicaSummary::id
   stage::Batch batch;
   std::vector<BatchPart> parts;
   uint32_t n_recomputed = 0;  // rows that were computed before, for sequences that lost their KV
@@ -41,35 +43,30 @@ struct ScheduledBatch {
 
 class Scheduler {
  public:
-  // n_parallel 0: the plan's max_slots. max_in_flight: batches with rows of answers; 0: one per stage.
-  Scheduler(uint32_t n_parallel, uint32_t max_in_flight) : n_parallel_(n_parallel), max_in_flight_(max_in_flight) {}
+  // For plan.replicas[replica], whose KV cache is empty. max_in_flight: batches with rows of answers; 0: one per stage.
+  Scheduler(const PlanSummary& plan, size_t replica, uint32_t max_in_flight);
 
-  // Takes the limits of a new plan with an empty KV cache: every sequence waits, to be computed again from its first
-  // token.
-  void set_plan(const PlanSummary& plan);
+  // Takes in a sequence that waited and has a slot now. It outlives its time here.
+  void admit(Sequence& sequence);
 
-  // As set_plan() with the same plan: nothing that was computed is left. No batch is asked for before the next
-  // set_plan().
-  void lose_plan();
+  // Whether a waiting sequence can be computed up to its next token from blocks that no running sequence holds or needs
+  // for its own tokens, but for those of its prefix. Room for less would make it compute for nothing and be preempted
+  // again.
+  bool fits_now(const Sequence& waiting) const;
 
-  // Adds a sequence that waits for a place. Its tokens are fewer than effective_context(plan).
-  void add(std::unique_ptr<Sequence> sequence);
+  // Tokens of a waiting sequence that need not be computed here.
+  uint32_t n_cached(const Sequence& waiting) const;
 
-  // Removes a sequence; its blocks and slot are free from the next batch on. Results still in flight are void.
-  std::unique_ptr<Sequence> remove(uint64_t id);
-
-  // The sequence that a part of a completed batch belongs to, or nullptr when it is gone or was preempted since.
-  Sequence* find(const BatchPart& part);
-
-  // All sequences, oldest first. A function given the sequences must not add or remove.
-  const std::map<uint64_t, std::unique_ptr<Sequence>>& sequences() const { return sequences_; }
-
-  // Discards tokens [first, first + n) of a running sequence without a result in flight: what follows them moves up and
-  // is computed again. Some token is left after them.
-  void discard(Sequence& sequence, uint32_t first, uint32_t n);
+  // Gives a sequence's blocks and slot back, from the next batch on: it waits again, or ends. Results still in flight
+  // are void. dropped: what it leaves is of no use to others.
+  enum class Blocks { cached, dropped };
+  void release(Sequence& sequence, Blocks blocks = Blocks::cached);
 
   // Forgets what is cached for these tokens, as far as no longer text shares it.
   void erase_cached(std::span<const int32_t> tokens) { cache_.erase(tokens); }
+
+  // Gives back the blocks that no later row of any sequence sees.
+  void drop_left_windows();
 
   // The next batch: decode rows first, then prefill chunks, oldest first within each. The tokens it holds count as
   // scheduled. A batch without rows only frees blocks at the stages. nullopt: nothing to do before a result comes.
@@ -84,13 +81,13 @@ class Scheduler {
   void note_times(const ScheduledBatch& batch, std::span<const double> stage_seconds);
 
   // A batch failed, so it is unknown which of its block operations were applied: empties the prefix cache and all block
-  // tables, here and, with the next batch, at the stages. Running sequences wait, to be computed again; results in
-  // flight are void.
+  // tables, here and, with the next batch, at the stages. All sequences wait, to be computed again; results in flight
+  // are void.
   void recompute_all();
 
-  uint32_t n_slots() const { return static_cast<uint32_t>(slots_.size()); }
-  uint32_t n_running() const { return n_running_; }
-  uint32_t n_waiting() const { return static_cast<uint32_t>(sequences_.size()) - n_running_; }
+  uint32_t n_running() const { return static_cast<uint32_t>(sequences_.size()); }
+  uint64_t id() const { return replica_.id; }
+  double speed() const { return replica_.speed; }
   // On several stages there is room for one more batch, of prompts only: the first stage need not wait for a result.
   uint32_t max_in_flight() const;
   uint64_t n_preemptions() const { return n_preemptions_; }
@@ -103,10 +100,7 @@ class Scheduler {
     uint32_t n_rows;
   };
 
-  void admit();
-  std::optional<stage::Slot> free_slot(const Sequence& waiting) const;
   Chunk oldest_chunk();
-  bool fits_now(const Sequence& waiting) const;
   std::vector<Chunk> choose(InFlight in_flight);
   uint32_t n_groups() const;
   uint32_t prompt_rows();
@@ -115,25 +109,22 @@ class Scheduler {
   uint32_t allocate(uint32_t group, uint32_t n_wanted);
   void reserve(std::vector<Chunk>& chunks);
   uint32_t rows_that_fit(const Sequence& sequence) const;
-  void drop_left_windows(Sequence& sequence);
+  void drop_left_window(Sequence& sequence);
   void append_blocks(Sequence& sequence, uint32_t n_rows);
   Sequence* newest_after(uint64_t id) const;
   void preempt(Sequence& sequence);
-  enum class Blocks { cached, dropped };
-  void release(Sequence& sequence, Blocks blocks = Blocks::cached);
   void add_rows(ScheduledBatch& scheduled, const Chunk& chunk);
   void add_outputs(ScheduledBatch& scheduled, BatchPart& part, Sequence& sequence, uint32_t first_row);
 
-  const uint32_t n_parallel_;
+  const PlanSummary plan_;
+  const ReplicaSummary replica_;
+  const uint32_t n_stages_;
   const uint32_t max_in_flight_;
-  PlanSummary plan_;
-  bool encoder_ = false;
+  const bool encoder_;
   std::vector<BlockAllocator> allocators_;  // per cache group
   PrefixCache cache_;
-  std::vector<bool> slots_;                                  // in use
-  std::map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by age
-  uint32_t n_running_ = 0;
-  std::vector<stage::KvOp> ops_;  // changes since the last batch, in the order they happened
+  std::map<uint64_t, Sequence*> sequences_;  // that run here, by age
+  std::vector<stage::KvOp> ops_;             // changes since the last batch, in the order they happened
   uint64_t n_preemptions_ = 0;
   StageCost cost_;
   uint32_t prompt_rows_ = 0;     // rows of prompts per batch, chosen for what waited then

@@ -58,8 +58,9 @@ struct Sequence {
   std::optional<Generation> generation;  // exactly one of
   std::optional<Embedding> embedding;    // these two
 
-  // Set by the scheduler.
+  // Set by dispatcher and scheduler.
   std::optional<stage::Slot> slot;   // unset: waiting
+  uint64_t replica = 0;              // that computes it, while there is a slot
   std::vector<BlockTable> tables;    // one per cache group while there is a slot
   uint32_t n_scheduled = 0;          // leading tokens that are in the KV cache or in a batch in flight
   bool awaits_output = false;        // the row after which a token is sampled is in flight
@@ -75,6 +76,15 @@ struct Sequence {
   uint32_t n_ctx = 0;                            // the context it may fill: that of the plan it began with; 0: none yet
   uint32_t n_reported = 0;                       // tokens of the prompt in the last ProgressEvent
 
+  // Its KV cache is gone: it waits, to be computed again from its first token.
+  void lose_cache() {
+    slot.reset();
+    tables.clear();
+    n_scheduled = 0;
+    awaits_output = false;
+    ++incarnation;
+    if (embedding) embedding->n_received = 0;
+  }
   uint32_t n_tokens() const { return static_cast<uint32_t>(tokens.size()); }
   uint32_t n_remaining() const { return n_tokens() - n_scheduled; }
   bool holds_blocks() const {

@@ -11,8 +11,6 @@ namespace caravan::engine {
 // Owned by one thread.
 class StageCost {
  public:
-  // What follows is measured on other stages.
-  void reset() { *this = {}; }
   // A batch of n_rows took the slowest stage so long.
   void add(uint32_t n_rows, double seconds);
   // Expected time of a batch. Without measurements of batches both small and large the shape of a table is scaled to

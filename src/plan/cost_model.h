@@ -57,6 +57,12 @@ class CostModel {
   size_t n_devices() const { return input_.devices.size(); }
   uint32_t n_layer() const { return static_cast<uint32_t>(input_.work.layers.size()); }
   uint32_t n_slots() const { return input_.n_slots; }
+  // The same for another number of slots.
+  CostModel with_slots(uint32_t n_slots) const {
+    CostModel other = *this;
+    other.input_.n_slots = n_slots;
+    return other;
+  }
 
   // How long runs of layers take on one device for a number of rows. Valid as long as the model.
   class StageTimes {

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "plan/replicas.h"
 
 namespace caravan::plan {
 namespace {
@@ -66,7 +67,7 @@ std::optional<std::vector<PlacedStage>> fill(const SliceSizes& sizes, uint32_t n
     while (last < end && static_cast<double>(sizes.need(next, last + 1).total()) <= seat.budget) ++last;
     // The output matrix may not fit together with the last layers: such a seat leaves the last layer to the next one.
     if (last == next) continue;
-    stages.push_back({seat.device, {next, last, next == 0, last == n_layer}, sizes.need(next, last)});
+    stages.push_back({seat.device, 0, {next, last, next == 0, last == n_layer}, sizes.need(next, last)});
     next = last;
   }
   if (next < end) return std::nullopt;
@@ -112,7 +113,7 @@ std::optional<std::vector<PlacedStage>> split_by_shares(const SliceSizes& sizes,
     const auto last =
         i + 1 == devices.size() ? end : begin + static_cast<uint32_t>(std::lround((end - begin) * before / sum));
     if (last <= next) continue;
-    PlacedStage stage{devices[i], {next, last, next == 0, last == n_layer}, sizes.need(next, last)};
+    PlacedStage stage{devices[i], 0, {next, last, next == 0, last == n_layer}, sizes.need(next, last)};
     if (stage.need.total() > offers[devices[i]].memory_free) return std::nullopt;
     stages.push_back(stage);
     next = last;
@@ -152,6 +153,11 @@ std::optional<std::vector<PlacedStage>> try_place(const PlacementRequest& reques
   return std::nullopt;
 }
 
+PlacedStage as_placed(const PlacementRequest& request, const SliceSizes& sizes, const StageSpan& s, size_t replica) {
+  const stage::Slice slice{s.begin, s.end, s.begin == 0, s.end == request.n_layer};
+  return {s.device, replica, slice, sizes.need(s.begin, s.end)};
+}
+
 // Moves the layers that backends hold so that they are computed fastest, within the memory each has.
 void place_for_speed(const PlacementRequest& request, const std::vector<DeviceOffer>& offers, const Speed& speed,
                      Placement& placement) {
@@ -166,21 +172,67 @@ void place_for_speed(const PlacementRequest& request, const std::vector<DeviceOf
   const auto fits = [&](const StageSpan& stage) {
     return sizes.need(stage.begin, stage.end).total() <= offers[stage.device].memory_free;
   };
-  const auto as_placed = [&](const StageSpan& s) {
-    return PlacedStage{s.device, {s.begin, s.end, s.begin == 0, s.end == request.n_layer}, sizes.need(s.begin, s.end)};
-  };
   std::vector<StageSpan> spans = fixed;
   if (begin < request.n_layer && request.tensor_split.empty() && speed.goal) {
     const auto fastest = fastest_stages(speed.model, fixed, begin, backends, fits, *speed.goal);
     if (fastest) {
       spans = *fastest;
       placement.stages.clear();
-      for (const StageSpan& span : spans) placement.stages.push_back(as_placed(span));
+      for (const StageSpan& span : spans) placement.stages.push_back(as_placed(request, sizes, span, 0));
     }
   }
   spans.clear();
   for (const PlacedStage& s : placement.stages) spans.push_back({s.device, s.slice.layer_begin, s.slice.layer_end});
   placement.prediction = speed.model.predict(spans);
+}
+
+// Places the model several times instead of once, where that is better for the goal.
+void replicate(const PlacementRequest& request, const std::vector<DeviceOffer>& offers, const Speed& speed,
+               Placement& placement) {
+  const bool local =
+      std::any_of(placement.stages.begin(), placement.stages.end(), [&](auto& s) { return offers[s.device].local; });
+  if (local || !request.tensor_split.empty() || !speed.goal || *speed.goal == Goal::latency) return;
+  const bool may_shorten = *speed.goal == Goal::throughput && request.n_ctx == 0;
+  uint32_t n_ctx = may_shorten ? std::min(placement.n_ctx, kLeastContext) : placement.n_ctx;
+  auto sizes = std::make_unique<SliceSizes>(request, blocks_for_context(request, n_ctx));
+  std::vector<size_t> backends;
+  for (size_t i = 0; i < offers.size(); ++i)
+    if (!offers[i].local) backends.push_back(i);
+  const auto fits = [&](const StageSpan& stage) {
+    return sizes->need(stage.begin, stage.end).total() <= offers[stage.device].memory_free;
+  };
+  const auto found = fastest_replicas(speed.model, backends, fits, *speed.goal);
+  if (!found || found->score <= CostModel::score(*placement.prediction, *speed.goal)) return;
+
+  // The largest context that all of them hold.
+  const auto holds = [&](uint32_t context) {
+    const SliceSizes larger(request, blocks_for_context(request, context));
+    for (const Replica& replica : found->replicas)
+      for (const StageSpan& s : replica.stages)
+        if (static_cast<double>(larger.need(s.begin, s.end).total()) >
+            kDefaultFill * static_cast<double>(offers[s.device].memory_free))
+          return false;
+    return true;
+  };
+  const uint32_t block = request.cache.block_tokens;
+  if (may_shorten && holds(placement.n_ctx)) n_ctx = placement.n_ctx;
+  for (uint32_t low = n_ctx / block, high = placement.n_ctx / block; low + 1 < high;) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (holds(middle * block))
+      n_ctx = (low = middle) * block;
+    else
+      high = middle;
+  }
+  placement.n_ctx = n_ctx;
+  placement.cache.n_blocks = blocks_for_context(request, n_ctx);
+  sizes = std::make_unique<SliceSizes>(request, placement.cache.n_blocks);
+  placement.prediction = found->prediction;
+  placement.stages.clear();
+  for (size_t r = 0; r < found->replicas.size(); ++r) {
+    placement.replica_speeds.push_back(found->replicas[r].speed);
+    for (const StageSpan& span : found->replicas[r].stages)
+      placement.stages.push_back(as_placed(request, *sizes, span, r));
+  }
 }
 
 std::string does_not_fit(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
@@ -273,8 +325,16 @@ Placement place_by_memory(const PlacementRequest& request, const std::vector<Dev
 Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
                 const std::optional<Speed>& speed) {
   Placement placement = place_by_memory(request, offers);
-  if (speed) place_for_speed(request, offers, *speed, placement);
+  if (!speed) return placement;
+  place_for_speed(request, offers, *speed, placement);
+  replicate(request, offers, *speed, placement);
   return placement;
+}
+
+std::span<const PlacedStage> Placement::replica(size_t index) const {
+  const auto of_replica = [index](const PlacedStage& stage) { return stage.replica == index; };
+  const auto first = std::find_if(stages.begin(), stages.end(), of_replica);
+  return {first, std::find_if_not(first, stages.end(), of_replica)};
 }
 
 std::map<size_t, std::string> left_out(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
@@ -315,6 +375,7 @@ std::string describe(const Placement& placement, const std::vector<DeviceOffer>&
                                   "weights", "KV cache", "scratch", "free");
   for (const PlacedStage& stage : placement.stages) {
     const DeviceOffer& offer = offers[stage.device];
+    if (placement.n_replicas() > 1 && stage.slice.embeds) table += fmt::format("\nreplica {}", stage.replica + 1);
     table += fmt::format("\n{:<28} {:>10} {:>8} {:>10} {:>10} {:>10} {:>10}", offer.name,
                          fmt::format("{}-{}", stage.slice.layer_begin, stage.slice.layer_end - 1),
                          input_name(stage.input), format_bytes(stage.need.weights), format_bytes(stage.need.kv_cache),

@@ -1,9 +1,11 @@
-// Placement: which device holds which layers, and how much context fits. Pure functions of sizes; knows no network.
+// Placement: which device holds which layers, how often the model is held, and how much context fits. Pure functions of
+// sizes; knows no network.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -46,7 +48,8 @@ enum class InputPath : uint8_t { server, direct, relayed };
 std::string_view input_name(InputPath input);
 
 struct PlacedStage {
-  size_t device = 0;  // index into the offers
+  size_t device = 0;   // index into the offers
+  size_t replica = 0;  // of the model: each has all layers, and a cache of n_blocks
   stage::Slice slice;
   stage::MemoryNeed need;
   InputPath input = InputPath::server;  // set by who has tried: relayed where it would better be direct
@@ -60,18 +63,24 @@ struct Speed {
 };
 
 struct Placement {
-  std::vector<PlacedStage> stages;  // in the order of layers
+  std::vector<PlacedStage> stages;  // replica by replica, in the order of layers
   stage::CacheConfig cache;         // with n_blocks
   uint32_t n_ctx = 0;
   std::optional<Prediction> prediction;  // where speeds are known
+  std::vector<double> replica_speeds;    // where there are several: Replica::speed of each
+
+  size_t n_replicas() const { return stages.empty() ? 0 : stages.back().replica + 1; }
+  std::span<const PlacedStage> replica(size_t index) const;
 };
 
 // Places all layers, contiguous per device. The context is settled first: what is asked for, or the largest that fits.
 // Without tensor_split and speed every device, in the order of offers, is filled to the same share of its free memory,
 // as far as whole layers allow; where speeds are known, backends are ordered, filled and left out for the goal. Local
-// offers come in only as n_gpu_layers demands, where there is no other, or where the others do not suffice. Throws
-// ResourceError with a table of need and have per device when the model does not fit, RequestError for a tensor_split
-// that does not match the offers.
+// offers come in only as n_gpu_layers demands, where there is no other, or where the others do not suffice.
+// A model that backends hold alone, and without tensor_split, is placed several times where that scores higher for the
+// goal (never for latency, nor with one slot); a context that was not asked for may become shorter for it if the goal
+// is throughput, down to 4096. Throws ResourceError with a table of need and have per device when the model does not
+// fit, RequestError for a tensor_split that does not match the offers.
 Placement place(const PlacementRequest& request, const std::vector<DeviceOffer>& offers,
                 const std::optional<Speed>& speed = std::nullopt);
 

@@ -77,6 +77,7 @@ http::Response props(const Api& api) {
   if (status.plan)
     for (const engine::StageSummary& stage : status.plan->stages)
       stages.push_back({{"device", stage.device},
+                        {"replica", stage.replica},
                         {"layers", {stage.layer_begin, stage.layer_end}},
                         {"weight_bytes", stage.weight_bytes},
                         {"kv_bytes", stage.kv_bytes},
@@ -143,8 +144,8 @@ std::string stage_metrics(const engine::EngineStatus& status, const engine::Pipe
   std::string from = head("gauge", "stage_weights_bytes", "Weight bytes of its load, by where they came from.");
   for (size_t i = 0; i < status.plan->stages.size(); ++i) {
     const engine::StageSummary& stage = status.plan->stages[i];
-    const std::string labels =
-        fmt::format("stage=\"{}\",device=\"{}\",layers=\"{}-{}\"", i, stage.device, stage.layer_begin, stage.layer_end);
+    const std::string labels = fmt::format("stage=\"{}\",replica=\"{}\",device=\"{}\",layers=\"{}-{}\"", i,
+                                           stage.replica, stage.device, stage.layer_begin, stage.layer_end);
     if (stage.counters) {
       compute += fmt::format("llamacpp:stage_compute_seconds_total{{{}}} {}\n", labels,
                              static_cast<double>(stage.counters->compute_us) * 1e-6);

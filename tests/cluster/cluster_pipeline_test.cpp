@@ -8,6 +8,7 @@
 #include <atomic>
 #include <future>
 #include <latch>
+#include <map>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -35,33 +36,6 @@ using ::testing::Not;
 constexpr auto kForever = seconds(30);      // a defect ends the test, it does not hang it
 constexpr auto kMoment = milliseconds(50);  // in which something that must not come would come
 const std::vector<int32_t> kTokens = {1, 70, 71, 72, 73};
-
-template <typename T>
-T expect_event(engine::Pipeline& pipeline) {
-  const auto end = std::chrono::steady_clock::now() + kForever;
-  std::optional<PipelineEvent> event;
-  while (!event && std::chrono::steady_clock::now() < end) event = pipeline.poll(milliseconds(100));
-  if (!event || !std::holds_alternative<T>(*event)) {
-    ADD_FAILURE() << (event ? "another event came, of kind " + std::to_string(event->index()) : "no event came");
-    throw std::runtime_error("the test cannot go on");
-  }
-  return std::get<T>(std::move(*event));
-}
-
-std::vector<std::string> devices(const engine::PlanSummary& plan);
-
-// Passes over the plans on the way to one on these devices, and over the losses between them.
-engine::PlanSummary expect_plan_on(engine::Pipeline& pipeline, const std::vector<std::string>& wanted) {
-  const auto end = std::chrono::steady_clock::now() + kForever;
-  while (std::chrono::steady_clock::now() < end) {
-    const std::optional<PipelineEvent> event = pipeline.poll(milliseconds(100));
-    if (!event || std::holds_alternative<PlanLost>(*event)) continue;
-    if (!std::holds_alternative<PlanReady>(*event)) break;
-    if (devices(std::get<PlanReady>(*event).plan) == wanted) return std::get<PlanReady>(*event).plan;
-  }
-  ADD_FAILURE() << "no plan came on " << ::testing::PrintToString(wanted);
-  throw std::runtime_error("the test cannot go on");
-}
 
 std::vector<std::string> devices(const engine::PlanSummary& plan) {
   std::vector<std::string> names;
@@ -99,6 +73,37 @@ class Cluster : public ::testing::Test {
     return options;
   }
 
+  template <typename T>
+  T expect_event(engine::Pipeline& pipeline) {
+    const auto end = std::chrono::steady_clock::now() + kForever;
+    std::optional<PipelineEvent> event;
+    while (!event && std::chrono::steady_clock::now() < end) event = pipeline.poll(milliseconds(100));
+    if (!event || !std::holds_alternative<T>(*event)) {
+      ADD_FAILURE() << (event ? "another event came, of kind " + std::to_string(event->index()) : "no event came");
+      throw std::runtime_error("the test cannot go on");
+    }
+    if (const auto* ready = std::get_if<PlanReady>(&*event)) replicas_[&pipeline] = ready->plan.replicas;
+    return std::get<T>(std::move(*event));
+  }
+  // Passes over the plans on the way to one on these devices, and over the losses between them.
+  engine::PlanSummary expect_plan_on(engine::Pipeline& pipeline, const std::vector<std::string>& wanted) {
+    const auto end = std::chrono::steady_clock::now() + kForever;
+    while (std::chrono::steady_clock::now() < end) {
+      const std::optional<PipelineEvent> event = pipeline.poll(milliseconds(100));
+      if (!event || std::holds_alternative<PlanLost>(*event)) continue;
+      if (!std::holds_alternative<PlanReady>(*event)) break;
+      const engine::PlanSummary& plan = std::get<PlanReady>(*event).plan;
+      replicas_[&pipeline] = plan.replicas;
+      if (devices(plan) == wanted) return plan;
+    }
+    ADD_FAILURE() << "no plan came on " << ::testing::PrintToString(wanted);
+    throw std::runtime_error("the test cannot go on");
+  }
+  // To a replica of the plan that was taken last.
+  uint64_t submit(engine::Pipeline& pipeline, stage::Batch batch, size_t replica = 0) {
+    return pipeline.submit(std::move(batch), replicas_.at(&pipeline).at(replica).id);
+  }
+
   std::unique_ptr<ClusterPipeline> make_pipeline() {
     return std::make_unique<ClusterPipeline>(model_, local_, &machines_, options_);
   }
@@ -122,8 +127,8 @@ class Cluster : public ::testing::Test {
     return batch;
   }
   // The logits of the batch, which must be the next event.
-  static std::vector<float> logits(engine::Pipeline& pipeline, const stage::Batch& batch) {
-    const uint64_t ticket = pipeline.submit(batch);
+  std::vector<float> logits(engine::Pipeline& pipeline, const stage::Batch& batch, size_t replica = 0) {
+    const uint64_t ticket = submit(pipeline, batch, replica);
     const auto completion = expect_event<Completion>(pipeline);
     EXPECT_EQ(completion.ticket, ticket);
     return completion.rows.at(0).values;
@@ -159,6 +164,7 @@ class Cluster : public ::testing::Test {
   FakeMachines machines_;
   ClusterOptions options_;
   uint64_t epoch_ = 0;
+  std::map<const engine::Pipeline*, std::vector<engine::ReplicaSummary>> replicas_;
 };
 
 TEST_F(Cluster, ComputesOnTwoBackendsWhatOneMachineComputes) {
@@ -208,6 +214,108 @@ TEST_F(Cluster, LeavesOutABackendThatWouldSlowThingsDown) {
   EXPECT_EQ(devices(expect_event<PlanReady>(*started).plan), std::vector<std::string>{"b"});
   EXPECT_EQ(logits(*started, batch()), expected_logits());
   EXPECT_TRUE(started->prediction());
+}
+
+// Machines a, b and more of the same speed, whose plan is made for many sequences.
+class Replicas : public Cluster {
+ protected:
+  void add(const std::string& name, FakeMachines::State state = FakeMachines::State::up) {
+    machines_.add(name, state);
+    machines_.set_speeds(name, speeds_of(1, 1e-3));
+  }
+  std::unique_ptr<ClusterPipeline> make_replicated() {
+    add("a");
+    add("b");
+    options_.goal = plan::Goal::throughput;
+    auto pipeline = make_pipeline();
+    pipeline->start();
+    plan_ = expect_event<PlanReady>(*pipeline).plan;
+    EXPECT_THAT(devices(plan_), ElementsAre("a", "b"));
+    return pipeline;
+  }
+  engine::PlanSummary plan_;
+};
+
+TEST_F(Replicas, EachHoldTheWholeModelAndComputeTheSame) {
+  const auto pipeline = make_replicated();
+  ASSERT_EQ(plan_.replicas.size(), 2u);
+  for (uint32_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(plan_.stages[i].replica, i);
+    EXPECT_TRUE(plan_.stages[i].embeds && plan_.stages[i].outputs);
+    EXPECT_GT(plan_.replicas[i].speed, 0);
+    EXPECT_EQ(logits(*pipeline, batch(), i), expected_logits());
+  }
+  EXPECT_EQ(pipeline->status().queues.size(), 2u);
+  EXPECT_EQ(pipeline->status().epoch, plan_.epoch);
+}
+
+TEST_F(Replicas, AreLostAloneAndTakenInAgain) {
+  const auto pipeline = make_replicated();
+  hold_outputs(true);
+  submit(*pipeline, batch(), 1);
+  wait_for_held(1);
+  hold_outputs(false);
+  machines_.cut("b");
+  const engine::PlanSummary rest = expect_event<PlanReady>(*pipeline).plan;
+  EXPECT_THAT(devices(rest), ElementsAre("a"));
+  EXPECT_NE(rest.epoch, plan_.epoch);
+  ASSERT_EQ(rest.replicas.size(), 1u);
+  EXPECT_EQ(rest.replicas[0].id, plan_.replicas[0].id) << "it goes on";
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+  machines_.set_state("b", FakeMachines::State::up);
+  const engine::PlanSummary again = expect_plan_on(*pipeline, {"a", "b"});
+  ASSERT_EQ(again.replicas.size(), 2u);
+  EXPECT_EQ(again.replicas[0].id, plan_.replicas[0].id) << "nor does the return of the other disturb it";
+  EXPECT_NE(again.replicas[1].id, plan_.replicas[1].id);
+  EXPECT_EQ(logits(*pipeline, batch(), 1), expected_logits());
+  EXPECT_EQ(pipeline->n_stale(), 1u) << "what the lost one delivered late";
+}
+
+TEST_F(Replicas, TakeInABackendThatComesLateAsOneMore) {
+  options_.backends = {"a", "b", "c"};
+  options_.cache.max_slots = 6;
+  add("c", FakeMachines::State::down);
+  const auto pipeline = make_replicated();
+  machines_.set_state("c", FakeMachines::State::up);
+  const engine::PlanSummary plan = expect_plan_on(*pipeline, {"a", "b", "c"});
+  ASSERT_EQ(plan.replicas.size(), 3u);
+  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(plan.replicas[i].id, plan_.replicas[i].id);
+  EXPECT_EQ(logits(*pipeline, batch(), 2), expected_logits());
+}
+
+TEST_F(Replicas, GoOnWhereABackendLeaves) {
+  const auto pipeline = make_replicated();
+  machines_.leave("a");
+  const engine::PlanSummary plan = expect_plan_on(*pipeline, {"b"});
+  ASSERT_EQ(plan.replicas.size(), 1u);
+  EXPECT_EQ(plan.replicas[0].id, plan_.replicas[1].id);
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Replicas, AreWaitedForWhenAllAreLost) {
+  const auto pipeline = make_replicated();
+  machines_.cut("a");
+  machines_.cut("b");
+  const auto end = std::chrono::steady_clock::now() + kForever;
+  for (bool lost = false; !lost && std::chrono::steady_clock::now() < end;) {
+    const auto event = pipeline->poll(milliseconds(100));
+    lost = event && std::holds_alternative<PlanLost>(*event);
+  }
+  machines_.set_state("b", FakeMachines::State::up);
+  expect_plan_on(*pipeline, {"b"});
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Replicas, FailAloneWhenOneDoesNotAnswer) {
+  options_.ticket_patience = options_.first_ticket_patience = milliseconds(100);
+  const auto pipeline = make_replicated();
+  hold_outputs(true);
+  submit(*pipeline, batch(), 1);
+  wait_for_held(1);
+  const engine::PlanSummary rest = expect_event<PlanReady>(*pipeline).plan;
+  hold_outputs(false);
+  ASSERT_THAT(devices(rest), ElementsAre("a"));
+  EXPECT_EQ(rest.replicas[0].id, plan_.replicas[0].id);
 }
 
 TEST_F(Cluster, FillsMemoryAlikeWhereTheSpeedOfOneIsNotKnown) {
@@ -385,14 +493,14 @@ TEST_F(Cluster, ReportsALossThenServesFromTheReturnedBackendInANewEpoch) {
 TEST_F(Cluster, DropsWhatTheOldPlanDeliversLate) {
   const auto pipeline = make_started();
   hold_outputs(true);
-  const uint64_t late = pipeline->submit(batch());
-  pipeline->submit(batch());
+  const uint64_t late = submit(*pipeline, batch());
+  submit(*pipeline, batch());
   wait_for_held(2);
   hold_outputs(false);
   machines_.cut("b", FakeMachines::State::up);
   expect_event<PlanLost>(*pipeline);
   expect_plan_on(*pipeline, {"a", "b"});
-  const uint64_t next = pipeline->submit(batch());
+  const uint64_t next = submit(*pipeline, batch());
   EXPECT_GT(next, late);
   EXPECT_EQ(expect_event<Completion>(*pipeline).ticket, next);
   EXPECT_EQ(pipeline->poll(kMoment), std::nullopt);
@@ -405,7 +513,7 @@ TEST_F(Cluster, CountsACompletionOfALostPlanAsStale) {
   pipeline->start();
   expect_event<PlanReady>(*pipeline);
   hold_outputs(true);
-  pipeline->submit(batch());
+  submit(*pipeline, batch());
   wait_for_held(1);
   hold_outputs(false);
   machines_.cut("a", FakeMachines::State::up);
@@ -426,7 +534,7 @@ TEST_F(Cluster, DoesNotComputeBatchesForAPlanThatWasNotAnnouncedYet) {
   machines_.cut("b", FakeMachines::State::up);
   while (n_opened() < goal) std::this_thread::yield();
   // The new plan is open, or about to be; the engine has not heard of the loss and goes on.
-  for (int i = 0; i < 100; ++i) pipeline->submit(batch());
+  for (int i = 0; i < 100; ++i) submit(*pipeline, batch());
   expect_event<PlanLost>(*pipeline);
   expect_plan_on(*pipeline, {"a", "b"});
   EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
@@ -463,7 +571,7 @@ TEST_F(Cluster, ComputesWithTheOldPlanWhileOneWithALateBackendLoads) {
   loading.get_future().wait();
   EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
   hold_outputs(true);
-  pipeline->submit(batch());
+  submit(*pipeline, batch());
   wait_for_held(1);
   hold_outputs(false);
   go_on.set_value();
@@ -531,7 +639,7 @@ TEST_F(Cluster, FailsAStageThatDoesNotAnswerABatchAndPlansWithoutIt) {
   options_.ticket_patience = options_.first_ticket_patience = milliseconds(100);
   const auto pipeline = make_started();
   hold_outputs(true);
-  pipeline->submit(batch());
+  submit(*pipeline, batch());
   wait_for_held(1);
   EXPECT_THAT(expect_event<PlanLost>(*pipeline).reason, AllOf(HasSubstr("a "), HasSubstr("has not answered")));
   hold_outputs(false);
@@ -669,7 +777,7 @@ TEST_F(Cluster, FailsTheTicketOfABadBatchAndKeepsThePlan) {
   const auto pipeline = make_started();
   stage::Batch bad = batch();
   bad.tokens[0] = 1'000'000;
-  const uint64_t ticket = pipeline->submit(bad);
+  const uint64_t ticket = submit(*pipeline, bad);
   const auto failed = expect_event<TicketFailed>(*pipeline);
   EXPECT_EQ(failed.ticket, ticket);
   EXPECT_THAT(failed.reason, HasSubstr("a: "));
@@ -694,14 +802,14 @@ TEST_F(Cluster, EndsWithoutHavingStarted) {
 
 TEST_F(Cluster, EndsWithBatchesUnderWay) {
   auto pipeline = make_started();
-  for (int i = 0; i < 20; ++i) pipeline->submit(batch());
+  for (int i = 0; i < 20; ++i) submit(*pipeline, batch());
   pipeline.reset();
 }
 
 TEST_F(Cluster, EndsWithOutputsThatArriveMeanwhile) {
   auto pipeline = make_started();
   hold_outputs(true);
-  for (int i = 0; i < 5; ++i) pipeline->submit(batch());
+  for (int i = 0; i < 5; ++i) submit(*pipeline, batch());
   wait_for_held(5);
   hold_outputs(false);
   pipeline.reset();  // the first stage delivers now, and the second computes
@@ -738,7 +846,7 @@ TEST_F(Cluster, EndsWhileItLoadsANewPlan) {
 TEST_F(Cluster, EndsWhileABackendIsBeingLost) {
   for (int i = 0; i < 20; ++i) {
     auto pipeline = make_started();
-    pipeline->submit(batch());
+    submit(*pipeline, batch());
     std::thread cutter([&] { machines_.cut("b", FakeMachines::State::up); });
     pipeline.reset();
     cutter.join();

@@ -119,6 +119,7 @@ class DirectRow : public ::testing::Test {
     std::optional<engine::PipelineEvent> event;
     while (!event && std::chrono::steady_clock::now() < end) event = pipeline_->poll(milliseconds(100));
     if (!event || !std::holds_alternative<T>(*event)) throw std::runtime_error("the event did not come");
+    if (const auto* ready = std::get_if<engine::PlanReady>(&*event)) replica_ = ready->plan.replicas.front().id;
     return std::get<T>(std::move(*event));
   }
   stage::Batch batch() const {
@@ -140,25 +141,26 @@ class DirectRow : public ::testing::Test {
   std::unique_ptr<BackendConnector> connector_;
   ClusterOptions options_;
   std::unique_ptr<ClusterPipeline> pipeline_;
+  uint64_t replica_ = 0;  // of the plan that was taken last
 };
 
 TEST_F(DirectRow, IsPlannedWithoutTheStageThatHangsWhereverItIs) {
   options_.ticket_patience = options_.first_ticket_patience = milliseconds(600);
   start();
   ASSERT_EQ(expect_event<engine::PlanReady>().plan.stages.size(), 3u);
-  pipeline_->submit(batch());
+  pipeline_->submit(batch(), replica_);
   const auto rows = expect_event<engine::Completion>().rows;
   for (const size_t hanging : {1, 2}) {
     SCOPED_TRACE(hanging);
     Machine& machine = *machines_[hanging];
     machine.host.hangs = true;
-    pipeline_->submit(batch());
+    pipeline_->submit(batch(), replica_);
     EXPECT_THAT(expect_event<engine::PlanLost>().reason,
                 AllOf(HasSubstr(machine.name()), HasSubstr("has not answered")));
     const engine::PlanSummary plan = expect_event<engine::PlanReady>().plan;
     EXPECT_EQ(plan.stages.size(), 3 - hanging);
     for (const engine::StageSummary& stage : plan.stages) EXPECT_NE(stage.device, machine.name());
-    pipeline_->submit(batch());
+    pipeline_->submit(batch(), replica_);
     EXPECT_EQ(expect_event<engine::Completion>().rows.at(0).values, rows.at(0).values);
   }
 }
@@ -168,7 +170,7 @@ TEST_F(DirectRow, ShowsItsBackendsAndWhereItsBatchesAre) {
   start();
   EXPECT_EQ(pipeline_->status().epoch, expect_event<engine::PlanReady>().plan.epoch);
   machines_[1]->host.hangs = true;
-  pipeline_->submit(batch());
+  pipeline_->submit(batch(), replica_);
   const auto end = std::chrono::steady_clock::now() + seconds(30);
   while (pipeline_->status().queues.at(1) < 1 && std::chrono::steady_clock::now() < end) {
     EXPECT_FALSE(pipeline_->poll(milliseconds(5)));  // until the next heartbeat

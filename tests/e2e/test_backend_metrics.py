@@ -50,13 +50,13 @@ class BackendMetrics(ClusterTest):
         self.assertGreater(during['caravan_weights_bytes_total{source="server"}'], 1e6, DEMO_MODEL)
         self.assertLess(during['caravan_memory_free_bytes{device="0"}'], during['caravan_memory_bytes{device="0"}'])
         text = server.get("/metrics")[1]
-        self.assertRegex(text, r'llamacpp:stage_weights_bytes\{stage="0",device="[^"]+",layers="0-\d+",source="server"\} [1-9]\d{6}')
+        self.assertRegex(text, r'llamacpp:stage_weights_bytes\{stage="0",replica="0",device="[^"]+",layers="0-\d+",source="server"\} [1-9]\d{6}')
         self.assertRegex(text, r'llamacpp:stage_compute_seconds_total\{stage="0",.*\} 0\.[0-9]*[1-9]')
         label = re.escape(f'{{backend="127.0.0.1:{backend.port}"}}')
         for name, value in (("backend_rtt_seconds", r"(?!0\n)\d\S*\n"), ("backend_rtt_mean_seconds", r"(?!0\n)\d\S*\n"),
                             ("backend_sent_bytes_total", r"[1-9]\d{6}"), ("backend_received_bytes_total", r"[1-9]\d{3}")):
             self.assertRegex(text, rf"llamacpp:{name}{label} {value}")
-        self.assertRegex(text, r'llamacpp:stage_queue\{stage="0",device="[^"]+",layers="0-\d+"\} \d')
+        self.assertRegex(text, r'llamacpp:stage_queue\{stage="0",replica="0",device="[^"]+",layers="0-\d+"\} \d')
         self.assertEqual(server.stop(), 0)
         self.wait_until(lambda: self.metrics(port)["caravan_stages"] == 0)
         self.assertEqual(self.metrics(port)["caravan_tickets_total"], during["caravan_tickets_total"])

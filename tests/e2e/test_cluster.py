@@ -300,7 +300,7 @@ class Failures(ClusterTest):
         backends[used[-1]].kill()
         self.assertEqual(first + self.rest_of(events), expected)
         self.assertEqual(server.metric("plans_lost_total"), 1)
-        self.assertEqual(server.log.count("predicted: "), 2, server.log)
+        self.assertGreaterEqual(server.log.count("predicted: "), 2, server.log)
         # Now both that are left are needed: requests wait while one of them is gone.
         expected, first, events = self.expected_and_stream(server)
         other = backends[used[0]]

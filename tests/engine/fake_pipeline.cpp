@@ -87,13 +87,20 @@ GroupLimits encoder_group() { return {GroupLimits::Kind::none, 0, 0}; }
 
 void FakePipeline::ready(PlanSummary plan) {
   std::lock_guard lock(mutex_);
+  if (plan.replicas.empty()) plan.replicas = {{next_replica_++}};
   plan_ = plan;
-  ++n_plans_;
-  tables_.assign(plan.groups.size(), std::vector<Table>(plan.max_slots));
-  blocks_.assign(plan.groups.size(), {});
-  held_.clear();
-  in_flight_ = 0;
-  std::erase_if(events_, [](const PipelineEvent& event) { return std::holds_alternative<Completion>(event); });
+  std::map<uint64_t, Replica> replicas;
+  for (const ReplicaSummary& summary : plan.replicas) {
+    Replica& replica = replicas[summary.id];
+    if (replicas_.contains(summary.id)) {
+      replica = std::move(replicas_[summary.id]);
+    } else {
+      replica.tables.assign(plan.groups.size(), std::vector<Table>(plan.max_slots));
+      replica.blocks.assign(plan.groups.size(), {});
+    }
+  }
+  replicas_ = std::move(replicas);
+  drop_results_of_gone_replicas();
   events_.push_back(PlanReady{std::move(plan)});
   changed_.notify_all();
 }
@@ -101,12 +108,19 @@ void FakePipeline::ready(PlanSummary plan) {
 void FakePipeline::lose(std::string reason) {
   std::lock_guard lock(mutex_);
   // The engine may submit until it has polled this: such batches are lost.
-  ++n_plans_;
-  held_.clear();
-  in_flight_ = 0;
-  std::erase_if(events_, [](const PipelineEvent& event) { return std::holds_alternative<Completion>(event); });
+  replicas_.clear();
+  drop_results_of_gone_replicas();
   events_.push_back(PlanLost{std::move(reason)});
   changed_.notify_all();
+}
+
+void FakePipeline::drop_results_of_gone_replicas() {
+  std::erase_if(in_flight_, [this](const auto& entry) { return !replicas_.contains(entry.second); });
+  std::erase_if(held_, [this](const Completion& held) { return !in_flight_.contains(held.ticket); });
+  std::erase_if(events_, [this](const PipelineEvent& event) {
+    const auto* completion = std::get_if<Completion>(&event);
+    return completion != nullptr && !in_flight_.contains(completion->ticket);
+  });
 }
 
 void FakePipeline::close_gate() {
@@ -162,6 +176,11 @@ std::vector<std::string> FakePipeline::errors() const {
   return errors_;
 }
 
+std::map<uint64_t, size_t> FakePipeline::n_batches() const {
+  std::lock_guard lock(mutex_);
+  return n_batches_;
+}
+
 uint32_t FakePipeline::max_in_flight() const {
   std::lock_guard lock(mutex_);
   return max_in_flight_;
@@ -170,13 +189,14 @@ uint32_t FakePipeline::max_in_flight() const {
 size_t FakePipeline::n_blocks_in_tables() const {
   std::lock_guard lock(mutex_);
   size_t n = 0;
-  for (const auto& group : blocks_)
-    for (const auto& [id, block] : group) n += block.n_tables > 0;
+  for (const auto& [replica_id, replica] : replicas_)
+    for (const auto& group : replica.blocks)
+      for (const auto& [id, block] : group) n += block.n_tables > 0;
   return n;
 }
 
 void FakePipeline::empty(uint32_t group, Table& table) {
-  for (const uint32_t block : table.blocks) --blocks_[group].at(block).n_tables;
+  for (const uint32_t block : table.blocks) --at_->blocks[group].at(block).n_tables;
   table = {};
 }
 
@@ -186,17 +206,17 @@ void FakePipeline::apply(const stage::KvOp& op) {
     case stage::KvOp::Kind::append:
       if (op.block >= plan_->groups[op.group].n_blocks) note(fmt::format("block {} does not exist", op.block));
       {
-        Block& block = blocks_[op.group][op.block];
+        Block& block = at_->blocks[op.group][op.block];
         block.cells.resize(plan_->block_tokens);
         ++block.n_tables;
       }
-      tables_[op.group][op.slot].blocks.push_back(op.block);
+      at_->tables[op.group][op.slot].blocks.push_back(op.block);
       return;
     case stage::KvOp::Kind::drop_front: {
-      Table& table = tables_[op.group][op.slot];
+      Table& table = at_->tables[op.group][op.slot];
       while (table.n_dropped < op.n_tokens / plan_->block_tokens) {
         if (!table.blocks.empty()) {
-          --blocks_[op.group].at(table.blocks.front()).n_tables;
+          --at_->blocks[op.group].at(table.blocks.front()).n_tables;
           table.blocks.pop_front();
         }
         ++table.n_dropped;
@@ -204,14 +224,14 @@ void FakePipeline::apply(const stage::KvOp& op) {
       return;
     }
     case stage::KvOp::Kind::free:
-      for (uint32_t group = 0; group < tables_.size(); ++group) empty(group, tables_[group][op.slot]);
+      for (uint32_t group = 0; group < at_->tables.size(); ++group) empty(group, at_->tables[group][op.slot]);
       return;
     case stage::KvOp::Kind::copy_block: {
       if (op.block >= plan_->groups[op.group].n_blocks) note(fmt::format("block {} does not exist", op.block));
-      const auto source = blocks_[op.group].find(op.source);
-      if (source == blocks_[op.group].end()) return note("a copy of a block that never was in a table");
+      const auto source = at_->blocks[op.group].find(op.source);
+      if (source == at_->blocks[op.group].end()) return note("a copy of a block that never was in a table");
       const std::vector<Cell> cells = source->second.cells;
-      Block& copy = blocks_[op.group][op.block];
+      Block& copy = at_->blocks[op.group][op.block];
       if (copy.n_tables > 0) note(fmt::format("block {} is overwritten while it is in a table", op.block));
       copy.cells = cells;
       return;
@@ -222,13 +242,13 @@ void FakePipeline::apply(const stage::KvOp& op) {
 }
 
 FakePipeline::Block* FakePipeline::block_of(uint32_t group, stage::Slot slot, uint32_t position) {
-  const Table& table = tables_[group][slot];
+  const Table& table = at_->tables[group][slot];
   const uint32_t logical = position / plan_->block_tokens;
   if (logical < table.n_dropped || logical - table.n_dropped >= table.blocks.size()) {
     note(fmt::format("group {} slot {}: no block for position {}", group, slot, position));
     return nullptr;
   }
-  return &blocks_[group].at(table.blocks[logical - table.n_dropped]);
+  return &at_->blocks[group].at(table.blocks[logical - table.n_dropped]);
 }
 
 FakePipeline::Cell* FakePipeline::cell(uint32_t group, stage::Slot slot, uint32_t position) {
@@ -308,16 +328,20 @@ stage::RowOutput FakePipeline::output(const stage::OutputRequest& wanted, uint64
   return output;
 }
 
-uint64_t FakePipeline::submit(stage::Batch batch) {
+uint64_t FakePipeline::submit(stage::Batch batch, uint64_t replica) {
   std::lock_guard lock(mutex_);
   const uint64_t ticket = next_ticket_++;
-  if (n_plans_polled_ != n_plans_) return ticket;  // made for a plan that is gone
+  const auto at = replicas_.find(replica);
+  if (at == replicas_.end()) return ticket;  // made for a plan that is gone
+  at_ = &at->second;
+  ++n_batches_[replica];
   batches_.push_back(batch);
   if (batch.n_rows() > plan_->max_rows) note(fmt::format("{} rows in a batch of {}", batch.n_rows(), plan_->max_rows));
-  max_in_flight_ = std::max(max_in_flight_, ++in_flight_);
+  in_flight_[ticket] = replica;
+  max_in_flight_ = std::max(max_in_flight_, static_cast<uint32_t>(in_flight_.size()));
   if (fails_ && fails_(batch)) {
     events_.push_back(TicketFailed{ticket, fail_reason_});
-    --in_flight_;
+    in_flight_.erase(ticket);
     changed_.notify_all();
     return ticket;
   }
@@ -347,8 +371,7 @@ std::optional<PipelineEvent> FakePipeline::poll(std::chrono::milliseconds timeou
   if (events_.empty()) return std::nullopt;
   PipelineEvent event = std::move(events_.front());
   events_.pop_front();
-  if (std::holds_alternative<Completion>(event) && in_flight_ > 0) --in_flight_;
-  if (std::holds_alternative<PlanReady>(event) || std::holds_alternative<PlanLost>(event)) ++n_plans_polled_;
+  if (const auto* completion = std::get_if<Completion>(&event)) in_flight_.erase(completion->ticket);
   return event;
 }
 

@@ -1,6 +1,7 @@
 // A Pipeline for tests whose model is a hash: the output of a row depends on every token it sees, read through the
 // block tables that the batch's KvOps build. A wrong table, range or stale block changes the output, and most mistakes
-// are also noted by name in errors(). Batches are computed at once; their results can be held back.
+// are also noted by name in errors(). Batches are computed at once; their results can be held back. Every replica of a
+// plan has tables and blocks of its own.
 #pragma once
 
 #include <atomic>
@@ -49,6 +50,7 @@ GroupLimits encoder_group();
 class FakePipeline : public Pipeline {
  public:
   // From the test.
+  // A plan without replicas gets one that was not there before; a replica that was there keeps its blocks and results.
   void ready(PlanSummary plan);
   void lose(std::string reason);
   // Results wait from now on until release() or until the gate is opened.
@@ -65,6 +67,8 @@ class FakePipeline : public Pipeline {
   // Batches for which predicate is true fail without being computed, with this reason.
   void fail_when(std::function<bool(const stage::Batch&)> predicate, std::string reason);
   std::vector<stage::Batch> batches() const;
+  // Batches that each replica got.
+  std::map<uint64_t, size_t> n_batches() const;
   std::vector<std::string> errors() const;
   uint32_t max_in_flight() const;
   // Blocks that are in a table, over all groups and slots.
@@ -73,7 +77,7 @@ class FakePipeline : public Pipeline {
   // Whether the next plan is being loaded.
   void set_loading(bool loading) { loading_ = loading; }
 
-  uint64_t submit(stage::Batch batch) override;
+  uint64_t submit(stage::Batch batch, uint64_t replica) override;
   std::optional<PipelineEvent> poll(std::chrono::milliseconds timeout) override;
   void wake() override;
   bool plan_is_loading() const override { return loading_; }
@@ -96,6 +100,12 @@ class FakePipeline : public Pipeline {
     std::deque<uint32_t> blocks;
   };
 
+  struct Replica {
+    std::vector<std::vector<Table>> tables;         // [group][slot]
+    std::vector<std::map<uint32_t, Block>> blocks;  // [group][block], all that were ever in a table
+  };
+
+  void drop_results_of_gone_replicas();
   void apply(const stage::KvOp& op);
   void empty(uint32_t group, Table& table);
   Block* block_of(uint32_t group, stage::Slot slot, uint32_t position);
@@ -113,8 +123,9 @@ class FakePipeline : public Pipeline {
   bool woken_ = false;
   std::atomic<bool> loading_{false};
   uint64_t next_ticket_ = 1;
-  uint64_t n_plans_ = 0, n_plans_polled_ = 0;  // and losses; batches for others than the last one are dropped
-  uint32_t in_flight_ = 0, max_in_flight_ = 0;
+  uint64_t next_replica_ = 1000;
+  std::map<uint64_t, uint64_t> in_flight_;  // replicas by ticket
+  uint32_t max_in_flight_ = 0;
   std::vector<stage::Batch> batches_;
   std::vector<std::string> errors_;
   std::function<std::optional<int32_t>(uint32_t)> forced_;
@@ -122,8 +133,9 @@ class FakePipeline : public Pipeline {
   std::string fail_reason_;
 
   std::optional<PlanSummary> plan_;
-  std::vector<std::vector<Table>> tables_;         // [group][slot]
-  std::vector<std::map<uint32_t, Block>> blocks_;  // [group][block], all that were ever in a table
+  std::map<uint64_t, Replica> replicas_;  // batches for others are dropped
+  std::map<uint64_t, size_t> n_batches_;
+  Replica* at_ = nullptr;  // that computes a batch
 };
 
 // A SentencePiece vocabulary: <unk>, <s>, </s>, the 256 byte tokens (3 + byte), then " a", " b", "ab", "the end".

@@ -31,6 +31,7 @@ class SimulatedPipeline : public Pipeline {
   SimulatedPipeline(PlanSummary plan, std::vector<Cost> stages)
       : plan_(std::move(plan)), stages_(std::move(stages)), free_at_(stages_.size()), work_(stages_.size()) {
     plan_.stages.resize(stages_.size());
+    plan_.replicas = {{1}};
   }
 
   // Until now nothing is computed, so that all requests are there at once.
@@ -65,7 +66,7 @@ class SimulatedPipeline : public Pipeline {
     return last_new_slot_;
   }
 
-  uint64_t submit(stage::Batch batch) override {
+  uint64_t submit(stage::Batch batch, uint64_t) override {
     const std::lock_guard lock(mutex_);
     if (batch.n_rows() > 0) batches_.push_back(batch.n_rows());
     for (uint32_t row = 0; row < batch.n_rows(); ++row)

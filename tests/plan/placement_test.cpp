@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <set>
 
 #include "base/error.h"
 
@@ -33,10 +34,18 @@ PlacementRequest request_of(uint32_t n_layer, uint32_t n_ctx) {
   return request;
 }
 
-// Every layer once and in order, the ends marked, nothing over its memory.
+// Every layer once and in order in each replica, the ends marked, nothing over its memory, no device in two replicas.
 void expect_sound(const Placement& placement, const std::vector<DeviceOffer>& offers, uint32_t n_layer) {
   uint32_t next = 0;
+  size_t replica = 0;
+  std::set<size_t> used;
   for (const PlacedStage& stage : placement.stages) {
+    if (next == n_layer) {
+      next = 0;
+      ++replica;
+    }
+    EXPECT_EQ(stage.replica, replica);
+    EXPECT_TRUE(used.insert(stage.device).second);
     EXPECT_EQ(stage.slice.layer_begin, next);
     EXPECT_LT(stage.slice.layer_begin, stage.slice.layer_end);
     EXPECT_EQ(stage.slice.embeds, next == 0);
@@ -154,8 +163,9 @@ TEST(Placement, NeverOverfillsRandomClusters) {
 }
 
 // A cost model for request_of(n_layer, ...) on these devices, in GB/s.
-CostModel speeds_of(uint32_t n_layer, const std::vector<double>& gigabytes_per_s) {
+CostModel speeds_of(uint32_t n_layer, const std::vector<double>& gigabytes_per_s, uint32_t n_slots = 1) {
   CostModel::Input input;
+  input.n_slots = n_slots;
   input.work.layers.assign(n_layer, {{tensor::DType::q8_0, {10.0 * kMiB, 10.0 * kMiB}}});
   input.work.output[tensor::DType::q8_0] = {20.0 * kMiB, 20.0 * kMiB};
   input.layer_kv_bytes.assign(n_layer, 1024);
@@ -205,6 +215,77 @@ TEST(Placement, PredictsForSharesToo) {
   ASSERT_EQ(placement.stages.size(), 2u);
   EXPECT_EQ(placement.stages[0].slice.layer_end, 10u);
   EXPECT_TRUE(placement.prediction);
+}
+
+TEST(Placement, HoldsTheModelSeveralTimesForManySequences) {
+  const std::vector<DeviceOffer> offers = {
+      {"a", 900 * kMiB}, {"b", 900 * kMiB}, {"small", 200 * kMiB}, {"c", 900 * kMiB}};
+  const auto request = request_of(20, 4096);
+  const CostModel model = speeds_of(20, {10, 10, 10, 10}, 8);
+  const Placement many = place(request, offers, Speed{model, Goal::throughput});
+  expect_sound(many, offers, 20);
+  EXPECT_EQ(many.n_replicas(), 3u);
+  EXPECT_EQ(many.replica_speeds.size(), 3u);
+  EXPECT_EQ(many.n_ctx, 4096u);
+  EXPECT_NE(describe(many, offers, {}).find("replica 3"), std::string::npos);
+  const Placement once = place(request, offers, Speed{model, Goal::latency});
+  EXPECT_EQ(once.n_replicas(), 1u);
+  EXPECT_GT(many.prediction->streams, once.prediction->streams);
+  EXPECT_EQ(place(request, offers, Speed{model, std::nullopt}).n_replicas(), 1u);
+  const CostModel one_slot = speeds_of(20, {10, 10, 10, 10}, 1);
+  EXPECT_EQ(place(request, offers, Speed{one_slot, Goal::throughput}).n_replicas(), 1u);
+}
+
+TEST(Placement, ShortensOnlyAnUnaskedContextForReplicasAndOnlyForThroughput) {
+  const std::vector<DeviceOffer> offers = {{"a", 600 * kMiB}, {"b", 600 * kMiB}};
+  auto request = request_of(20, 0);
+  const CostModel model = speeds_of(20, {10, 10}, 8);
+  const uint32_t alone = place(request, offers).n_ctx;
+  const Placement shorter = place(request, offers, Speed{model, Goal::throughput});
+  expect_sound(shorter, offers, 20);
+  EXPECT_EQ(shorter.n_replicas(), 2u);
+  EXPECT_LT(shorter.n_ctx, alone);
+  EXPECT_GT(shorter.n_ctx, 8192u) << "as much as both hold";
+  const Placement automatic = place(request, offers, Speed{model, Goal::automatic});
+  EXPECT_EQ(automatic.n_replicas(), 1u);
+  EXPECT_EQ(automatic.n_ctx, alone);
+  request.n_ctx = alone;
+  EXPECT_EQ(place(request, offers, Speed{model, Goal::throughput}).n_replicas(), 1u);
+}
+
+// By its own prediction, and whatever memory and speeds are.
+TEST(Placement, IsNeverWorseThanTheBestThatHoldsTheModelOnceAndNeverOverfills) {
+  std::mt19937 random(5);
+  int n_replicated = 0;
+  for (int cluster = 0; cluster < 60; ++cluster) {
+    SCOPED_TRACE(cluster);
+    const size_t n_devices = 1 + random() % 5;
+    std::vector<DeviceOffer> offers;
+    std::vector<double> speeds;
+    for (size_t i = 0; i < n_devices; ++i) {
+      offers.push_back({std::to_string(i), (50 + random() % 500) * kMiB});
+      speeds.push_back(1 + static_cast<double>(random() % 30));
+    }
+    const auto request = request_of(12, random() % 2 ? 4096 : 0);
+    const CostModel model = speeds_of(12, speeds, 1 + random() % 12);
+    const Goal goal = random() % 2 ? Goal::throughput : Goal::automatic;
+    Placement once;
+    try {
+      once = place(request, offers, Speed{model, Goal::latency});
+    } catch (const ResourceError&) {
+      continue;
+    }
+    const Placement placement = place(request, offers, Speed{model, goal});
+    expect_sound(placement, offers, 12);
+    EXPECT_GE(placement.n_ctx, 4096u);
+    if (placement.n_replicas() == 1) continue;
+    ++n_replicated;
+    if (goal != Goal::throughput) continue;
+    double together = 0;
+    for (const double speed : placement.replica_speeds) together += speed;
+    EXPECT_GT(together, CostModel::score(*once.prediction, goal));
+  }
+  EXPECT_GT(n_replicated, 15);
 }
 
 }  // namespace

@@ -625,6 +625,7 @@ TEST_F(ApiReady, DescribesItselfInProps) {
   ASSERT_TRUE(props.at("plan").at("stages").is_array());
   ASSERT_EQ(props.at("plan").at("stages").size(), 1u);
   EXPECT_EQ(props.at("plan").at("stages")[0].at("layers"), Json::array({0, 0}));
+  EXPECT_EQ(props.at("plan").at("stages")[0].at("replica"), 0);
 }
 
 TEST_F(ApiReady, CountsInPrometheusFormat) {
@@ -642,7 +643,7 @@ TEST_F(ApiReady, CountsInPrometheusFormat) {
   EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_rtt_mean_seconds{backend=\"10.0.0.2:50052\"} 0.00025\n"));
   EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_received_bytes_total{backend=\"10.0.0.2:50052\"} 1000\n"));
   EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_sent_bytes_total{backend=\"10.0.0.2:50052\"} 2000\n"));
-  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:stage_queue{stage=\"0\",device=\""));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:stage_queue{stage=\"0\",replica=\"0\",device=\""));
   std::istringstream lines(reply.text);
   for (std::string line; std::getline(lines, line);) {
     if (line.rfind("# HELP llamacpp:", 0) == 0 || line.rfind("# TYPE llamacpp:", 0) == 0) continue;
