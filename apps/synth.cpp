@@ -36,6 +36,8 @@ constexpr ModelShape kShapes[] = {
     {"mixtral-8x7b", "llama", 32, 4096, 14336, 32, 8, 128, 32000, 32768, 1e6f, 1e-5f, true, 0, 8, 2},
     // Mixtral's layout at a size for small machines: 8 experts of 76 M parameters, 0.7 G in all.
     {"moe-8x76m", "llama", 12, 1024, 2048, 16, 4, 64, 32000, 4096, 1e4f, 1e-5f, true, 0, 8, 2},
+    // The same with many small experts: 64 of 19 M parameters, 8 of them used.
+    {"moe-64x19m", "llama", 12, 1024, 512, 16, 4, 64, 32000, 4096, 1e4f, 1e-5f, true, 0, 64, 8},
     {"gemma-3-1b", "gemma3", 26, 1152, 6912, 4, 1, 256, 262144, 32768, 1e6f, 1e-6f, false, 0},
 };
 
