@@ -56,8 +56,7 @@ const std::vector<double>& CostModel::layer_seconds(size_t device, uint32_t n_ro
       const auto times =
           i < input_.layer_kinds.size() ? profile.layers.find(input_.layer_kinds[i]) : profile.layers.end();
       if (times != profile.layers.end()) {
-        const double layer = times->second(n_rows);
-        sums.push_back(sums.back() + std::max(layer - profile.step_seconds, layer / 2));
+        sums.push_back(sums.back() + times->second(n_rows));
         continue;
       }
       const double attention =

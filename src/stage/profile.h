@@ -34,8 +34,8 @@ struct LayerTimes {
 struct DeviceProfile {
   std::map<tensor::DType, MatrixRate> matrices;
   double cache_bytes_per_s = 0;  // keys and values read by attention
-  double step_seconds = 0;       // cost of a step however small
-  // Of the kinds of layers of a model, by their numbers, where they were measured; a step's cost is in them.
+  double step_seconds = 0;       // cost of a step however small: its stage's thread is woken, and wakes another
+  // Of the kinds of layers of a model, by their numbers, where they were measured.
   std::map<uint32_t, LayerTimes> layers;
   bool operator==(const DeviceProfile&) const = default;
 

@@ -60,10 +60,10 @@ TEST(CostModel, TakesMeasuredTimesOfLayersWhereThereAreSome) {
   input.devices[0].layers[0] = {{1, 9}, {10e-3, 50e-3}};
   const CostModel model(input);
   const double step = input.devices[0].step_seconds;
-  EXPECT_NEAR(model.stage_seconds({0, 0, 1}, 1, 0), 10e-3, 1e-9);  // a step's cost is in it
-  EXPECT_NEAR(model.stage_seconds({0, 0, 1}, 5, 0), 30e-3, 1e-9);
+  EXPECT_NEAR(model.stage_seconds({0, 0, 1}, 1, 0), 10e-3 + step, 1e-9);
+  EXPECT_NEAR(model.stage_seconds({0, 0, 1}, 5, 0), 30e-3 + step, 1e-9);
   const double other = model.stage_seconds({1, 1, 2}, 5, 0);  // not measured
-  EXPECT_NEAR(model.stage_seconds({0, 0, 2}, 5, 0), 30e-3 + other - step, 1e-9);
+  EXPECT_NEAR(model.stage_seconds({0, 0, 2}, 5, 0), 30e-3 + other, 1e-9);
   EXPECT_NEAR(model.stage_seconds({1, 0, 2}, 5, 0), 2 * other - step, 1e-9);
 }
 
