@@ -238,12 +238,16 @@ void ClusterPipeline::wait_for_backends(Clock::time_point deadline) {
     const std::lock_guard lock(plan_mutex_);
     membership_ = std::move(members);
   }
+  std::vector<std::string> missing;
   bool late = false;
-  while (!stopping() && !membership_->complete()) {
+  while (!stopping()) {
+    const bool tried = membership_->tried();
+    missing = membership_->missing();
+    if (tried && missing.empty()) return;
     // One that refuses us for good is a mistake that waiting would hide.
     if (const std::exception_ptr refusal = membership_->refusal()) std::rethrow_exception(refusal);
-    if (Clock::now() >= deadline && membership_->tried()) {
-      const bool nobody = membership_->missing().size() == options_.backends.size();
+    if (Clock::now() >= deadline && tried) {
+      const bool nobody = missing.size() == options_.backends.size();
       if (!nobody && std::exchange(late, false)) {  // those that come together should find one plan
         deadline = Clock::now() + std::min(options_.rpc_wait, kTogether);
         continue;
@@ -257,8 +261,6 @@ void ClusterPipeline::wait_for_backends(Clock::time_point deadline) {
                                [this] { return stopping() || watch_->signalled; });
     watch_->signalled = false;
   }
-  const std::vector<std::string> missing = membership_->missing();
-  if (missing.empty()) return;
   if (missing.size() == options_.backends.size())
     throw Error(fmt::format("no backend answered within {} s:{}", options_.rpc_wait.count(), membership_->reasons()));
   spdlog::warn("backends that did not answer within {} s:{}\ngoing on without them if the model fits",
