@@ -280,6 +280,7 @@ void ClusterPipeline::make_first_plan() {
     } catch (const ResourceError& error) {
       const bool refused = !loading.device.empty() && ++n_refused_ < kRefusalsAtStart;
       if (!refused) {
+        if (membership_ && membership_->generation() != considered_) continue;  // with those who came meanwhile
         const auto absent = membership_ ? membership_->missing() : std::vector<std::string>();
         if (absent.empty()) throw;
         const auto why = fmt::format("without the missing backends {}: {}", fmt::join(absent, ", "), error.what());
