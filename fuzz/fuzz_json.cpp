@@ -16,7 +16,7 @@ namespace {
 // A pipeline that never gets a plan: parsing needs an Api, and that an engine.
 class NoPipeline : public engine::Pipeline {
  public:
-  uint64_t submit(stage::Batch) override { return 0; }
+  uint64_t submit(stage::Batch, uint64_t) override { return 0; }
   std::optional<engine::PipelineEvent> poll(std::chrono::milliseconds timeout) override {
     std::unique_lock lock(mutex_);
     woken_.wait_for(lock, timeout);
