@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "device/candidate.h"
 #include "graph/graph.h"
 #include "tensor/dtype.h"
 
@@ -118,6 +119,13 @@ struct RunInput {
   std::span<const std::span<float>> outputs;
 };
 
+// A row of logits reduced to what sampling needs.
+struct Ranking {
+  std::span<const float> logits;  // none: the row is passed over
+  std::span<Candidate> best;  // gets the largest, at most as many as there are logits: descending, ties by lowest id
+  float log_sum_exp = 0;      // gets log(sum(exp(logits)))
+};
+
 // A graph made ready for a device. Row counts are run-time parameters: nothing is compiled or allocated in run().
 class Executable {
  public:
@@ -155,6 +163,8 @@ class Device {
   // does not fit the graph.
   virtual std::unique_ptr<Executable> compile(const graph::Graph& graph, std::shared_ptr<const WeightSet> weights,
                                               std::shared_ptr<Cache> cache, const RunLimits& limits) = 0;
+  // Fills in rankings, on all threads. NaN counts as the smallest logit.
+  virtual void rank(std::span<Ranking> rows) = 0;
   // Graphs compiled since the start.
   virtual uint64_t n_compiled() const = 0;
 };

@@ -11,7 +11,6 @@
 #include "base/error.h"
 #include "base/progress.h"
 #include "models/registry.h"
-#include "stage/candidates.h"
 #include "weights/pull.h"
 
 namespace caravan::stage {
@@ -397,6 +396,23 @@ void SliceSession::run(const Batch& batch, std::span<const float> input, StageOu
   executable_->run(run);
 }
 
+// Candidates of the outputs that want them.
+void SliceSession::rank(const Batch& batch) {
+  const size_t n_vocab = slice_->hyperparameters().n_vocab;
+  const auto n_candidates = [&](const OutputRequest& request) {
+    return request.kind == OutputKind::candidates ? std::min<size_t>(request.top_k, n_vocab) : 0;
+  };
+  size_t n = 0;
+  for (const OutputRequest& request : batch.outputs) n += n_candidates(request);
+  candidates_.resize(n);
+  rankings_.assign(batch.outputs.size(), {});
+  for (size_t i = 0, begin = 0; i < batch.outputs.size(); begin += n_candidates(batch.outputs[i++]))
+    if (batch.outputs[i].kind == OutputKind::candidates)
+      rankings_[i] = {std::span(logits_).subspan(i * n_vocab, n_vocab),
+                      std::span(candidates_).subspan(begin, n_candidates(batch.outputs[i]))};
+  slice_->device().rank(rankings_);
+}
+
 RowOutput SliceSession::row_output(const OutputRequest& request, size_t index) const {
   const auto row_of = [&](const std::vector<float>& values, size_t width) {
     return std::span(values).subspan(index * width, width);
@@ -415,11 +431,15 @@ RowOutput SliceSession::row_output(const OutputRequest& request, size_t index) c
     result.values.assign(logits.begin(), logits.end());
     return result;
   }
-  TopK best = top_k(logits, request.top_k);
-  result.ids = std::move(best.ids);
-  result.values = std::move(best.logits);
+  const std::span<const device::Candidate> best = rankings_[index].best;
+  result.ids.reserve(best.size());
+  result.values.reserve(best.size() + request.named_ids.size());
+  for (const device::Candidate& candidate : best) {
+    result.ids.push_back(candidate.id);
+    result.values.push_back(candidate.logit);
+  }
   for (const int32_t id : request.named_ids) result.values.push_back(logits[static_cast<size_t>(id)]);
-  result.log_sum_exp = log_sum_exp(logits);
+  result.log_sum_exp = rankings_[index].log_sum_exp;
   return result;
 }
 
@@ -430,6 +450,7 @@ StageOutput SliceSession::compute(const Batch& batch, std::span<const float> inp
   StageOutput result;
   if (batch.n_rows() > 0) run(batch, input, result);
   if (slice_->slice().outputs) {
+    rank(batch);
     for (size_t i = 0; i < batch.outputs.size(); ++i) result.outputs.push_back(row_output(batch.outputs[i], i));
   }
   result.compute_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -132,6 +132,7 @@ class SliceSession {
   void apply(const KvOp& op);
   void fill_inputs(const Batch& batch);
   void run(const Batch& batch, std::span<const float> input, StageOutput& result);
+  void rank(const Batch& batch);
   RowOutput row_output(const OutputRequest& request, size_t index) const;
 
   std::shared_ptr<const LoadedSlice> slice_;
@@ -147,6 +148,8 @@ class SliceSession {
   std::vector<std::vector<device::BlockTable>> table_views_;     // [group][slot]
   std::vector<device::GroupInput> group_inputs_;
   std::vector<float> logits_, embedding_;
+  std::vector<device::Candidate> candidates_;
+  std::vector<device::Ranking> rankings_;  // per output
 };
 
 }  // namespace caravan::stage

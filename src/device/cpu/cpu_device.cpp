@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace caravan::device::cpu {
@@ -64,6 +66,25 @@ std::unique_ptr<Executable> CpuDevice::compile(const graph::Graph& graph, std::s
       std::make_unique<CpuExecutable>(graph, std::move(cpu_weights), std::move(cpu_cache), limits, engine_, account_);
   n_compiled_.fetch_add(1, std::memory_order_relaxed);
   return executable;
+}
+
+void CpuDevice::rank(std::span<Ranking> rows) {
+  const auto rank_row = [&](Ranking& row) {
+    const auto n = static_cast<int64_t>(row.logits.size());
+    if (n == 0) return;
+    const auto k = static_cast<int32_t>(row.best.size());
+    row.log_sum_exp = engine_.kernels.log_sum_exp(row.logits.data(), n);
+    if (k > 0) engine_.kernels.top_k(row.logits.data(), n, k, row.best.data());
+  };
+  if (rows.size() < 2) {  // sooner done than threads are called
+    std::for_each(rows.begin(), rows.end(), rank_row);
+    return;
+  }
+  const std::lock_guard lock(engine_.run_mutex);
+  engine_.pool.run([&](int worker) {
+    const auto part = split_work(static_cast<int64_t>(rows.size()), worker, engine_.pool.n_threads());
+    for (int64_t row = part.begin; row < part.end; ++row) rank_row(rows[static_cast<size_t>(row)]);
+  });
 }
 
 }  // namespace caravan::device::cpu

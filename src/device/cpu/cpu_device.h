@@ -26,6 +26,7 @@ class CpuDevice final : public Device {
   std::shared_ptr<Cache> create_cache(const CacheSpec& spec) override;
   std::unique_ptr<Executable> compile(const graph::Graph& graph, std::shared_ptr<const WeightSet> weights,
                                       std::shared_ptr<Cache> cache, const RunLimits& limits) override;
+  void rank(std::span<Ranking> rows) override;
   uint64_t n_compiled() const override { return n_compiled_.load(std::memory_order_relaxed); }
 
  private:

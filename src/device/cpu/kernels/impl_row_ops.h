@@ -237,7 +237,7 @@ int32_t argmax(const float* logits, int64_t n) {
 
 float log_sum_exp(const float* x, int64_t n) {
   const float largest = row_max(x, n);
-  if (largest == -std::numeric_limits<float>::infinity()) return largest;
+  if (largest - largest != 0) return largest;  // an infinity
   F32x16 sum = zero();
   for (int64_t i = 0; i < n; i += 16)
     sum = add(sum, select(lanes(0, n - i), exp(sub(load_partial(x + i, n - i), splat(largest))), zero()));
@@ -262,7 +262,7 @@ CARAVAN_INLINE int32_t insert_candidate(Candidate* out, int32_t count, int32_t k
   return kept + 1;
 }
 
-float top_k(const float* logits, int64_t n, int32_t k, Candidate* out) {
+void top_k(const float* logits, int64_t n, int32_t k, Candidate* out) {
   const float lowest = -std::numeric_limits<float>::infinity();
   int32_t count = 0;
   for (int64_t i = 0; i < n; i += 16) {
@@ -275,5 +275,4 @@ float top_k(const float* logits, int64_t n, int32_t k, Candidate* out) {
         count = insert_candidate(out, count, k, {static_cast<int32_t>(id), logit});
     }
   }
-  return log_sum_exp(logits, n);
 }

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "base/cpu_features.h"
+#include "device/candidate.h"
 #include "tensor/dtype.h"
 
 namespace caravan::device::cpu {
@@ -145,14 +146,6 @@ struct DenseAttentionArgs {
 size_t attention_scratch_bytes(int64_t head_dim_k, int64_t head_dim_v);
 size_t attention_dense_scratch_bytes(int64_t n_kv, int64_t head_dim_k, int64_t head_dim_v);
 
-// ---- Candidates
-// -------------------------------------------------------------------------------------------------------
-
-struct Candidate {
-  int32_t id;
-  float logit;
-};
-
 // ---- The table
 // ----------------------------------------------------------------------------------------------------------
 
@@ -218,8 +211,8 @@ struct Kernels {
 
   // The index of the largest of n >= 1 values, the lowest index among equals; NaN is never larger.
   int32_t (*argmax)(const float* logits, int64_t n);
-  // The k largest (1 <= k <= n) in descending order, ties by lowest id, into out[k]. Returns log(sum(exp(logits))).
-  float (*top_k)(const float* logits, int64_t n, int32_t k, Candidate* out);
+  // The k largest (1 <= k <= n) in descending order, ties by lowest id, into out[k]; NaN counts as -inf.
+  void (*top_k)(const float* logits, int64_t n, int32_t k, Candidate* out);
   // log(sum(exp(x))).
   float (*log_sum_exp)(const float* x, int64_t n);
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "device/cpu/ops/step.h"
 
@@ -31,7 +32,7 @@ struct MoeBuffers {
 class MoeStep final : public Step {
  public:
   MoeStep(const Node& node, const graph::Graph& graph, const MoeBuffers& buffers, ActivationKind input_kind,
-          ActivationKind hidden_kind)
+          ActivationKind hidden_kind, int n_workers)
       : node_(node),
         graph_(graph),
         params_(std::get<MoeParams>(node.params)),
@@ -41,7 +42,12 @@ class MoeStep final : public Step {
         n_embd_(graph.type(node.inputs[0]).ne[0]),
         n_expert_(graph.type(node.inputs[1]).ne[0]),
         n_ff_(graph.type(node.inputs[params_.down_index()]).ne[0]),
-        gate_width_(graph.type(node.inputs[2]).ne[1]) {}
+        gate_width_(graph.type(node.inputs[2]).ne[1]),
+        gate_queue_(n_workers),
+        up_queue_(n_workers),
+        down_queue_(n_workers) {
+    chosen_.reserve(static_cast<size_t>(n_expert_));
+  }
 
   void run(const RunContext& context, int worker) override {
     route(context, worker);
@@ -51,8 +57,9 @@ class MoeStep final : public Step {
     gather(context, worker);
     context.pool->barrier();
     const size_t input_stride = activation_row_bytes(input_kind_, n_embd_);
-    products(context, worker, node_.inputs[2], buffers_.inputs, input_stride, buffers_.gate, gate_width_);
-    if (buffers_.up >= 0) products(context, worker, node_.inputs[3], buffers_.inputs, input_stride, buffers_.up, n_ff_);
+    products(context, worker, gate_queue_, node_.inputs[2], buffers_.inputs, input_stride, buffers_.gate, gate_width_);
+    if (buffers_.up >= 0)
+      products(context, worker, up_queue_, node_.inputs[3], buffers_.inputs, input_stride, buffers_.up, n_ff_);
     context.pool->barrier();
     activate(context, worker);
     context.pool->barrier();
@@ -64,7 +71,8 @@ class MoeStep final : public Step {
           context.work_buffer(buffers_.hidden));
       context.pool->barrier();
     }
-    products(context, worker, node_.inputs[params_.down_index()], quantized ? buffers_.hidden : buffers_.gate,
+    products(context, worker, down_queue_, node_.inputs[params_.down_index()],
+             quantized ? buffers_.hidden : buffers_.gate,
              quantized ? activation_row_bytes(hidden_kind_, n_ff_) : static_cast<size_t>(gate_width_) * sizeof(float),
              buffers_.results, n_embd_);
     context.pool->barrier();
@@ -137,7 +145,7 @@ class MoeStep final : public Step {
   }
 
   // Counting sort of (row, rank) by expert.
-  void group(const RunContext& context) const {
+  void group(const RunContext& context) {
     const int64_t n = n_entries(context);
     const int32_t* experts = ints(context, buffers_.experts);
     int32_t* begin = ints(context, buffers_.expert_begin);
@@ -152,6 +160,15 @@ class MoeStep final : public Step {
     }
     for (int64_t expert = n_expert_; expert > 0; --expert) begin[expert] = begin[expert - 1];
     begin[0] = 0;
+    chosen_.clear();
+    for (int32_t expert = 0; expert < n_expert_; ++expert)
+      if (begin[expert + 1] > begin[expert]) chosen_.push_back(expert);
+    const auto reset = [&](WorkQueue& queue, ValueId weight) {
+      queue.reset(static_cast<int64_t>(chosen_.size()) * matrix_of(context, graph_, weight).n_panels());
+    };
+    reset(gate_queue_, node_.inputs[2]);
+    if (buffers_.up >= 0) reset(up_queue_, node_.inputs[3]);
+    reset(down_queue_, node_.inputs[params_.down_index()]);
   }
 
   // Each row's activation at the places of its entries.
@@ -181,17 +198,16 @@ class MoeStep final : public Step {
     });
   }
 
-  // Every expert's entries times its matrix; the workers share the panels of each expert.
-  void products(const RunContext& context, int worker, ValueId weight, int activations, size_t stride, int out,
-                int64_t n_out) const {
+  // Every chosen expert's entries times its matrix; the workers share the panels of all of them.
+  void products(const RunContext& context, int worker, WorkQueue& queue, ValueId weight, int activations, size_t stride,
+                int out, int64_t n_out) const {
     const int32_t* begin = ints(context, buffers_.expert_begin);
-    for (int64_t expert = 0; expert < n_expert_; ++expert) {
-      const int64_t first = begin[expert], n = begin[expert + 1] - first;
-      if (n == 0) continue;
-      multiply_panels(context, worker, matrix_of(context, graph_, weight, expert),
-                      context.work_buffer(activations) + stride * static_cast<size_t>(first), stride, n,
-                      floats(context, out) + first * n_out, n_out);
-    }
+    share_panels(queue, worker, matrix_of(context, graph_, weight), [&](int64_t i, WorkRange panels) {
+      const int64_t expert = chosen_[static_cast<size_t>(i)], first = begin[expert];
+      multiply_panels(context, matrix_of(context, graph_, weight, expert), panels,
+                      context.work_buffer(activations) + stride * static_cast<size_t>(first), stride,
+                      begin[expert + 1] - first, floats(context, out) + first * n_out, n_out);
+    });
   }
 
   // Columns [begin, end) of an expert's product, times its scale, plus its bias.
@@ -246,6 +262,8 @@ class MoeStep final : public Step {
   MoeBuffers buffers_;
   ActivationKind input_kind_, hidden_kind_;
   int64_t n_embd_, n_expert_, n_ff_, gate_width_;
+  std::vector<int32_t> chosen_;  // experts that some row of the batch goes to
+  WorkQueue gate_queue_, up_queue_, down_queue_;
 };
 
 }  // namespace
@@ -288,7 +306,7 @@ void plan_moe(Planner& planner, const Node& node) {
   for (const int id : {buffers.probabilities, buffers.experts, buffers.shares, buffers.entries, buffers.expert_begin,
                        buffers.entry_expert, buffers.inputs, buffers.gate, buffers.up, buffers.hidden, buffers.results})
     if (id >= 0) touches.buffers_written.push_back(id);
-  planner.add_step(std::make_unique<MoeStep>(node, planner.graph, buffers, input_kind, hidden_kind),
+  planner.add_step(std::make_unique<MoeStep>(node, planner.graph, buffers, input_kind, hidden_kind, planner.n_workers),
                    std::move(touches));
 }
 

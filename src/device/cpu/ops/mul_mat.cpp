@@ -5,11 +5,9 @@
 
 namespace caravan::device::cpu {
 
-void multiply_panels(const RunContext& context, int worker, const PackedMatrix& w, const void* activations,
+void multiply_panels(const RunContext& context, const PackedMatrix& w, WorkRange panels, const void* activations,
                      size_t activation_stride, int64_t n_rows, float* out, int64_t out_stride) {
   constexpr int64_t kTileBytes = 256 << 10;
-  const WorkRange panels = split_work(w.n_panels(), worker, context.n_workers);
-  if (panels.begin == panels.end) return;
   const int64_t tile = std::max<int64_t>(16, kTileBytes / static_cast<int64_t>(activation_stride) / 16 * 16);
   for (int64_t row = 0; row < n_rows; row += tile)
     context.kernels->mul_mat(w, panels.begin, panels.end,
@@ -38,34 +36,36 @@ class QuantizeStep final : public Step {
 // each index of dimension 2.
 class MulMatStep final : public Step {
  public:
-  MulMatStep(const Node& node, const graph::Graph& graph, int buffer) : node_(node), graph_(graph), buffer_(buffer) {}
+  MulMatStep(const Node& node, const graph::Graph& graph, int buffer, int n_workers)
+      : node_(node), graph_(graph), buffer_(buffer), queue_(n_workers) {}
 
   void bind(const RunContext& context) override {
     for (int64_t i = 0; i < graph_.type(node_.inputs[0]).ne[2]; ++i)
       matrices_.push_back(matrix_of(context, graph_, node_.inputs[0], i));
   }
 
+  void prepare(const RunContext&) override {
+    queue_.reset(static_cast<int64_t>(matrices_.size()) * matrices_[0].n_panels());
+  }
+
   void run(const RunContext& context, int worker) override {
     const View &x = context.view(node_.inputs[1]), &out = context.view(node_.output);
     const size_t stride =
         buffer_ < 0 ? static_cast<size_t>(x.nb[1]) : activation_row_bytes(ActivationKind::q8, x.ne[0]);
-    if (matrices_.size() == 1) {
-      multiply_panels(context, worker, matrices_[0], buffer_ < 0 ? x.data : context.work_buffer(buffer_), stride,
-                      x.n_rows(), out.row(0), out.ne[0]);
-      return;
-    }
-    for (int64_t i = 0; i < out.ne[2]; ++i) {
+    const int64_t n_rows = matrices_.size() == 1 ? x.n_rows() : x.ne[1];
+    share_panels(queue_, worker, matrices_[0], [&](int64_t i, WorkRange panels) {
       const std::byte* activations =
-          buffer_ < 0 ? x.at(0, i, 0) : context.work_buffer(buffer_) + stride * static_cast<size_t>(i * x.ne[1]);
-      multiply_panels(context, worker, matrices_[static_cast<size_t>(i)], activations, stride, x.ne[1],
+          buffer_ < 0 ? x.at(0, i, 0) : context.work_buffer(buffer_) + stride * static_cast<size_t>(i * n_rows);
+      multiply_panels(context, matrices_[static_cast<size_t>(i)], panels, activations, stride, n_rows,
                       reinterpret_cast<float*>(out.at(0, i, 0)), out.ne[0]);
-    }
+    });
   }
 
  private:
   const Node& node_;
   const graph::Graph& graph_;
   int buffer_;
+  WorkQueue queue_;
   std::vector<PackedMatrix> matrices_;
 };
 
@@ -105,8 +105,8 @@ class MulMatIdStep final : public Step {
         const std::byte* activation =
             buffer_ < 0 ? x.at(source, row, 0)
                         : context.work_buffer(buffer_) + stride * static_cast<size_t>(row * x.ne[1] + source);
-        multiply_panels(context, worker, w, activation, stride, 1, reinterpret_cast<float*>(out.at(rank, row, 0)),
-                        out.ne[0]);
+        multiply_panels(context, w, split_work(w.n_panels(), worker, context.n_workers), activation, stride, 1,
+                        reinterpret_cast<float*>(out.at(rank, row, 0)), out.ne[0]);
       }
   }
 
@@ -135,12 +135,14 @@ void plan_mul_mat(Planner& planner, const Node& node) {
                   "matrices that are repeated along dimension 2");
   if (activation_kind(weight->dtype) == ActivationKind::q8) {
     const int buffer = planner.quantized(x);
-    planner.add_step(std::make_unique<MulMatStep>(node, planner.graph, buffer), {node.output, {}, {}, {buffer}, false});
+    planner.add_step(std::make_unique<MulMatStep>(node, planner.graph, buffer, planner.n_workers),
+                     {node.output, {}, {}, {buffer}, false});
     return;
   }
   planner.require(is_contiguous(view) || (view.ne[2] == weight->ne[2] && view.ne[3] == 1),
                   "the second operand is not contiguous; use cont");
-  planner.add_step(std::make_unique<MulMatStep>(node, planner.graph, -1), {node.output, {x}, {}, {}, false});
+  planner.add_step(std::make_unique<MulMatStep>(node, planner.graph, -1, planner.n_workers),
+                   {node.output, {x}, {}, {}, false});
 }
 
 void plan_mul_mat_id(Planner& planner, const Node& node) {

@@ -3,6 +3,7 @@
 // A step's result must not depend on how many workers there are: work is cut by rows, panels or heads only.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "base/work_queue.h"
 #include "device/cpu/cpu_cache.h"
 #include "device/cpu/cpu_weights.h"
 #include "device/cpu/kernels/kernels.h"
@@ -214,9 +216,25 @@ void quantize_rows(const RunContext& context, int worker, int64_t n_rows, int64_
   });
 }
 
-// Products of rows [0, n_rows) of activations with panels of w, this worker's part of the panels. Rows go in tiles
-// whose activations stay in the second-level cache.
-void multiply_panels(const RunContext& context, int worker, const PackedMatrix& w, const void* activations,
+// Products of rows [0, n_rows) of activations with some panels of w. Rows go in tiles whose activations stay in the
+// second-level cache.
+void multiply_panels(const RunContext& context, const PackedMatrix& w, WorkRange panels, const void* activations,
                      size_t activation_stride, int64_t n_rows, float* out, int64_t out_stride);
+
+// Shares the panels of n_matrices equal matrices among the workers: calls multiply(matrix, panels) for each piece that
+// this worker takes from the queue, which was reset to n_matrices * w.n_panels(), w being any of them.
+template <typename Multiply>
+void share_panels(WorkQueue& queue, int worker, const PackedMatrix& w, Multiply&& multiply) {
+  constexpr int64_t kPieceBytes = 256 << 10, kMinPiece = 16;  // weights that stay in the second-level cache; panels
+  const int64_t n = w.n_panels();
+  const int64_t max_piece =
+      std::max(kMinPiece, kPieceBytes / static_cast<int64_t>(packed_panel_bytes(w.dtype, w.n_in)));
+  for (WorkRange piece = queue.take(worker, max_piece); piece.begin < piece.end; piece = queue.take(worker, max_piece))
+    while (piece.begin < piece.end) {
+      const int64_t matrix = piece.begin / n, first = matrix * n, end = std::min(piece.end, first + n);
+      multiply(matrix, WorkRange{piece.begin - first, end - first});
+      piece.begin = end;
+    }
+}
 
 }  // namespace caravan::device::cpu
