@@ -64,6 +64,27 @@ struct Series {
   Json json() const { return {{"median", median()}, {"min", min()}, {"max", max()}, {"n", values.size()}}; }
 };
 
+// Speeds of one test, and what part of the machine's limit each run reached.
+struct Test {
+  Series tokens_per_s, share_of_limit;
+};
+
+// The machine's limits beside the runs.
+struct Limits {
+  Series read, int8, f32;
+  void add(const device::cpu::MachineLimits& limits) {
+    read.values.push_back(limits.read_bytes_per_s);
+    int8.values.push_back(limits.int8_ops_per_s);
+    f32.values.push_back(limits.f32_flop_per_s);
+  }
+};
+// Appends what part of a limit the last run of a test reached: the limit being the mean of its last two measurements.
+void add_share(Test& test, double work_per_token, const Series& limit) {
+  const auto n = limit.values.size();
+  test.share_of_limit.values.push_back(test.tokens_per_s.values.back() * work_per_token * 2 /
+                                       (limit.values[n - 1] + limit.values[n - 2]));
+}
+
 // A greedy request for n_gen tokens after the first, whose prompt is `depth` tokens that all requests share and
 // n_prompt that only those with the same `variant` share.
 engine::GenerateParams make_request(const BenchOptions& options, uint32_t n_vocab, int n_prompt, uint32_t variant) {
@@ -142,23 +163,22 @@ void print_markdown(const Json& r, const BenchOptions& o, const std::string& fil
   };
   const Json& limits = r["limits"];
   const double ops = r["prompt"]["ops_per_s"], bytes = r["generation"]["weight_bytes_per_s"];
-  const bool is_float = r["float_weights"];
-  const double compute_limit = is_float ? limits["f32_flop_per_s"] : limits["int8_ops_per_s"];
+  const auto percent = [](const Json& test) { return 100 * test["share_of_limit"]["median"].get<double>(); };
   fmt::print("{} ({}), {} threads{}\n\n", o.model.model, file_type, r["threads"].get<int>(),
              o.model.rpc.empty() ? "" : fmt::format(", {} backends", o.model.rpc.size()));
   fmt::print("| test           |   tokens/s |        min - max    |           rate | of the machine's limit |\n");
   fmt::print("|----------------|-----------:|:-------------------:|---------------:|------------------------|\n");
   const std::string at = o.n_depth > 0 ? fmt::format("@{}", o.n_depth) : "";
-  const char* compute = is_float ? "f32" : "int8";
+  const char* compute = r["float_weights"].get<bool>() ? "f32" : "int8";
   row(fmt::format("pp{}{}", o.n_prompt, at), r["prompt"]["tokens_per_s"], fmt::format("{:.1f} Gop/s", ops / 1e9),
-      100 * ops / compute_limit, compute);
+      percent(r["prompt"]), compute);
   row(fmt::format("tg{}{}", o.n_gen, at), r["generation"]["tokens_per_s"], fmt::format("{:.2f} GB/s", bytes / 1e9),
-      100 * bytes / limits["read_bytes_per_s"].get<double>(), "read");
+      percent(r["generation"]), "read");
   if (r.contains("together")) {
     const Json& together = r["together"];
     const double rate = together["tokens_per_s"]["median"], together_ops = together["ops_per_s"];
     row(fmt::format("tg{}{} x{}", o.n_gen, at, o.model.n_parallel), together["tokens_per_s"],
-        fmt::format("{:.1f} Gop/s", together_ops / 1e9), 100 * together_ops / compute_limit, compute);
+        fmt::format("{:.1f} Gop/s", together_ops / 1e9), percent(together), compute);
     fmt::print("\n{} sequences together: {:.2f} times one, {:.2f} of the prompt's rate\n", o.model.n_parallel,
                rate / r["generation"]["tokens_per_s"]["median"].get<double>(),
                rate / r["prompt"]["tokens_per_s"]["median"].get<double>());
@@ -166,14 +186,16 @@ void print_markdown(const Json& r, const BenchOptions& o, const std::string& fil
   if (o.n_depth > 0) {
     const double cache = r["generation"]["cache_bytes_per_s"];
     fmt::print("\nwith the cache's {:.2f} GB/s generation reads {:.2f} GB/s, {:.1f}% of read\n", cache / 1e9,
-               (bytes + cache) / 1e9, 100 * (bytes + cache) / limits["read_bytes_per_s"].get<double>());
+               (bytes + cache) / 1e9, percent(r["generation"]) * (bytes + cache) / bytes);
   }
-  fmt::print(
-      "\nlimits measured in this run, {} threads: read {:.1f} GB/s, int8 {:.0f} Gop/s, f32 {:.0f} GFLOP/s; peak memory "
-      "{}\n",
-      r["threads"].get<int>(), limits["read_bytes_per_s"].get<double>() / 1e9,
-      limits["int8_ops_per_s"].get<double>() / 1e9, limits["f32_flop_per_s"].get<double>() / 1e9,
-      format_bytes(peak_resident_memory_bytes()));
+  const auto limit = [&](const char* name, const char* unit, int decimals) {
+    const Json& s = limits[name];
+    return fmt::format("{:.{}f} ({:.{}f} to {:.{}f}) {}", s["median"].get<double>() / 1e9, decimals,
+                       s["min"].get<double>() / 1e9, decimals, s["max"].get<double>() / 1e9, decimals, unit);
+  };
+  fmt::print("\nlimits, {} threads, measured before and after each run: read {}, int8 {}, f32 {}; peak memory {}\n",
+             r["threads"].get<int>(), limit("read_bytes_per_s", "GB/s", 1), limit("int8_ops_per_s", "Gop/s", 0),
+             limit("f32_flop_per_s", "GFLOP/s", 0), format_bytes(peak_resident_memory_bytes()));
   if (r.contains("predicted"))
     fmt::print("predicted by the planner: prompts of {} tokens {:.2f} tokens/s, generation {:.2f} tokens/s\n",
                plan::kTypicalPrompt, r["predicted"]["prompt_tokens_per_s"].get<double>(),
@@ -207,7 +229,7 @@ int run_bench(int argc, char** argv) {
   if (options.model.n_ctx == 0) options.model.n_ctx = context_for(options);
 
   const int n_threads = thread_count(options.model.n_threads);
-  const device::cpu::MachineLimits limits = device::cpu::measure_limits(n_threads);
+  const device::cpu::LimitsMeter meter(n_threads);
   OpenedModel opened(options.model);
   engine::Engine engine(opened.pipeline(), opened.vocabulary(), {});
   start(opened, engine);
@@ -216,41 +238,57 @@ int run_bench(int argc, char** argv) {
   const models::ModelWork work = models::model_work(arch, opened.hyperparameters(), tensors);
   const uint32_t n_vocab = opened.hyperparameters().n_vocab;
 
-  Series prompt, generation, together;
-  Series warm_up_prompt, warm_up_generation;
-  for (int i = 0; i <= options.repetitions; ++i) {
-    const auto variant = static_cast<uint32_t>(i) + 1;
-    measure(engine, make_request(options, n_vocab, options.n_prompt, variant), i == 0 ? warm_up_prompt : prompt,
-            i == 0 ? warm_up_generation : generation);
-    if (i > 0 && options.model.n_parallel > 1) together.values.push_back(measure_together(engine, options, n_vocab));
+  const bool float_weights = has_float_matrices(opened.file());
+  const double prompt_ops =  // per token
+      2 * work.per_prompt_row().multiplies +
+      2 * (work.per_token().multiplies - work.per_prompt_row().multiplies) / options.n_prompt;
+
+  Test prompt, generation, together;
+  Limits limits;
+  {
+    Series warm_up_prompt, warm_up_generation;
+    measure(engine, make_request(options, n_vocab, options.n_prompt, 1), warm_up_prompt, warm_up_generation);
+  }
+  limits.add(meter.measure());
+  for (int i = 0; i < options.repetitions; ++i) {
+    measure(engine, make_request(options, n_vocab, options.n_prompt, static_cast<uint32_t>(i) + 2), prompt.tokens_per_s,
+            generation.tokens_per_s);
+    if (options.model.n_parallel > 1)
+      together.tokens_per_s.values.push_back(measure_together(engine, options, n_vocab));
+    limits.add(meter.measure());
+    const Series& compute_limit = float_weights ? limits.f32 : limits.int8;
+    add_share(prompt, prompt_ops, compute_limit);
+    add_share(generation, work.per_token().bytes, limits.read);
+    if (options.model.n_parallel > 1) add_share(together, 2 * work.per_token().multiplies, compute_limit);
   }
   const double cache_bytes = cache_bytes_per_token(opened, engine.status().plan.value(), options, arch, tensors);
 
-  const double prompt_ops = 2 * work.per_prompt_row().multiplies * options.n_prompt +
-                            2 * (work.per_token().multiplies - work.per_prompt_row().multiplies);
   Json result = {{"model", options.model.model},
                  {"threads", n_threads},
                  {"depth", options.n_depth},
                  {"isa", std::string(isa_name(select_isa()))},
                  {"backends", options.model.rpc},
-                 {"float_weights", has_float_matrices(opened.file())},
+                 {"float_weights", float_weights},
                  {"prompt",
                   {{"n", options.n_prompt},
-                   {"tokens_per_s", prompt.json()},
-                   {"ops_per_s", prompt_ops * prompt.median() / options.n_prompt}}},
+                   {"tokens_per_s", prompt.tokens_per_s.json()},
+                   {"ops_per_s", prompt_ops * prompt.tokens_per_s.median()},
+                   {"share_of_limit", prompt.share_of_limit.json()}}},
                  {"generation",
                   {{"n", options.n_gen},
-                   {"tokens_per_s", generation.json()},
-                   {"weight_bytes_per_s", work.per_token().bytes * generation.median()},
-                   {"cache_bytes_per_s", cache_bytes * generation.median()}}},
+                   {"tokens_per_s", generation.tokens_per_s.json()},
+                   {"weight_bytes_per_s", work.per_token().bytes * generation.tokens_per_s.median()},
+                   {"cache_bytes_per_s", cache_bytes * generation.tokens_per_s.median()},
+                   {"share_of_limit", generation.share_of_limit.json()}}},
                  {"limits",
-                  {{"read_bytes_per_s", limits.read_bytes_per_s},
-                   {"int8_ops_per_s", limits.int8_ops_per_s},
-                   {"f32_flop_per_s", limits.f32_flop_per_s}}}};
-  if (!together.values.empty())
+                  {{"read_bytes_per_s", limits.read.json()},
+                   {"int8_ops_per_s", limits.int8.json()},
+                   {"f32_flop_per_s", limits.f32.json()}}}};
+  if (options.model.n_parallel > 1)
     result["together"] = {{"sequences", options.model.n_parallel},
-                          {"tokens_per_s", together.json()},
-                          {"ops_per_s", 2 * work.per_token().multiplies * together.median()}};
+                          {"tokens_per_s", together.tokens_per_s.json()},
+                          {"ops_per_s", 2 * work.per_token().multiplies * together.tokens_per_s.median()},
+                          {"share_of_limit", together.share_of_limit.json()}};
   if (const auto predicted = opened.pipeline().prediction())
     result["predicted"] = {{"prompt_tokens_per_s", predicted->prompt},
                            {"generation_tokens_per_s", predicted->generation}};

@@ -216,48 +216,77 @@ double seconds_of(int n_threads, const Work& work) {
 }
 
 // Iterations of a loop that keep one thread busy for about a tenth of a second.
+constexpr double kMeasureSeconds = 0.1;
 template <typename Loop>
 int64_t iterations_for(Loop loop) {
   int64_t n = 100'000;
   for (;;) {
     volatile auto sink = loop(n);
     const double s = seconds_of(1, [&](int) { sink = loop(n); });
-    if (s > 0.01) return static_cast<int64_t>(static_cast<double>(n) * 0.1 / s);
+    if (s > 0.01) return static_cast<int64_t>(static_cast<double>(n) * kMeasureSeconds / s);
     n *= 4;
   }
 }
 
+struct alignas(64) Sink {
+  volatile uint64_t value;
+};
+
 }  // namespace
 
-MachineLimits measure_limits(int n_threads) {
-  const MachineLoops& loops = best_loops();
-  const bool roomy = available_memory_bytes() > (size_t{4} << 30);
-  const size_t size = roomy ? size_t{1} << 30 : size_t{1} << 27;
-  const auto buffer = allocate_small_pages(size);
-  std::memset(buffer.get(), 1, size);
-  const size_t part = size / static_cast<size_t>(n_threads) / 4096 * 4096;
-  const int64_t int8_iterations = iterations_for(loops.int8), f32_iterations = iterations_for(loops.f32);
-
-  struct alignas(64) Sink {
-    volatile uint64_t value;
-  };
-  std::vector<Sink> sinks(static_cast<size_t>(n_threads));
-  const auto sink = [&](int worker) -> volatile uint64_t& { return sinks[static_cast<size_t>(worker)].value; };
-  MachineLimits best{};
-  for (int run = 0; run < 7; ++run) {
-    const double s =
-        seconds_of(n_threads, [&](int i) { sink(i) = loops.read(buffer.get() + part * static_cast<size_t>(i), part); });
-    best.read_bytes_per_s = std::max(best.read_bytes_per_s, static_cast<double>(part) * n_threads / s);
+struct LimitsMeter::State {
+  explicit State(int threads)
+      : n_threads(threads),
+        size(available_memory_bytes() > (size_t{1} << 30) ? size_t{1} << 28 : size_t{1} << 27),
+        buffer(allocate_small_pages(size)),
+        sinks(static_cast<size_t>(threads)) {
+    std::memset(buffer.get(), 1, size);
+    int8_iterations = iterations_for(loops.int8);
+    f32_iterations = iterations_for(loops.f32);
+    const double s = read_seconds(1);
+    n_reads = std::max(1, static_cast<int>(kMeasureSeconds / s));
   }
+
+  size_t part() const { return size / static_cast<size_t>(n_threads) / 4096 * 4096; }  // of a thread
+  volatile uint64_t& sink(int worker) { return sinks[static_cast<size_t>(worker)].value; }
+  double read_seconds(int times) {
+    return seconds_of(n_threads, [&](int i) {
+      for (int n = 0; n < times; ++n) sink(i) = loops.read(buffer.get() + part() * static_cast<size_t>(i), part());
+    });
+  }
+
+  const MachineLoops& loops = best_loops();
+  int n_threads;
+  size_t size;
+  std::unique_ptr<std::byte[], Free> buffer;
+  std::vector<Sink> sinks;
+  int64_t int8_iterations = 0, f32_iterations = 0;
+  int n_reads = 1;
+};
+
+LimitsMeter::LimitsMeter(int n_threads) : state_(std::make_unique<State>(n_threads)) {}
+LimitsMeter::~LimitsMeter() = default;
+
+MachineLimits LimitsMeter::measure() const {
+  State& s = *state_;
+  const double threads = s.n_threads;
+  const double read = s.read_seconds(s.n_reads);
+  const double int8 = seconds_of(s.n_threads, [&](int i) { s.sink(i) = s.loops.int8(s.int8_iterations); });
+  const double f32 =
+      seconds_of(s.n_threads, [&](int i) { s.sink(i) = static_cast<uint64_t>(s.loops.f32(s.f32_iterations) > 0); });
+  return {static_cast<double>(s.part()) * threads * s.n_reads / read,
+          threads * static_cast<double>(s.int8_iterations) * s.loops.int8_ops_per_iteration / int8,
+          threads * static_cast<double>(s.f32_iterations) * s.loops.f32_flop_per_iteration / f32};
+}
+
+MachineLimits measure_limits(int n_threads) {
+  const LimitsMeter meter(n_threads);
+  MachineLimits best{};
   for (int run = 0; run < 5; ++run) {
-    const double int8 = seconds_of(n_threads, [&](int i) { sink(i) = loops.int8(int8_iterations); });
-    const double f32 =
-        seconds_of(n_threads, [&](int i) { sink(i) = static_cast<uint64_t>(loops.f32(f32_iterations) > 0); });
-    const double per_thread = static_cast<double>(n_threads);
-    best.int8_ops_per_s = std::max(
-        best.int8_ops_per_s, per_thread * static_cast<double>(int8_iterations) * loops.int8_ops_per_iteration / int8);
-    best.f32_flop_per_s = std::max(
-        best.f32_flop_per_s, per_thread * static_cast<double>(f32_iterations) * loops.f32_flop_per_iteration / f32);
+    const MachineLimits now = meter.measure();
+    best.read_bytes_per_s = std::max(best.read_bytes_per_s, now.read_bytes_per_s);
+    best.int8_ops_per_s = std::max(best.int8_ops_per_s, now.int8_ops_per_s);
+    best.f32_flop_per_s = std::max(best.f32_flop_per_s, now.f32_flop_per_s);
   }
   return best;
 }
