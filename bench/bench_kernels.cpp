@@ -173,6 +173,9 @@ void register_all() {
       for (const int64_t n_rows : {1, 256})
         add("attention" + isa_part + std::string(tensor::dtype_name(dtype)) + "/" + std::to_string(n_rows), attention,
             isa, dtype, n_rows, int64_t{4096});
+    for (const DType dtype : {DType::f16, DType::q8_0})
+      add("attention" + isa_part + std::string(tensor::dtype_name(dtype)) + "/1/memory", attention, isa, dtype, 1,
+          int64_t{65536});
     for (const auto& [name, op] : kRowOps) add(name + isa_part + "5632", row_op, isa, op);
   }
   for (const DType dtype : kTypes) add("pack/" + std::string(tensor::dtype_name(dtype)), packing, dtype);

@@ -106,6 +106,8 @@ struct AttentionTile {
   float* scores;  // [tile][256]: scores, then weights
   float* sums;    // [tile][padded head_dim_v]
   int64_t sums_stride;
+  int64_t fetch_end;  // positions below are asked for ahead of their use: values while scores are computed, and then
+                      // the next span's keys; 0: an earlier tile has done it
 };
 
 // One KV head of a sequence's cache.
@@ -120,6 +122,16 @@ struct KvHead {
     return cache + (blocks[position / layout.block_tokens] * layout.n_head_kv + head) * offsets.head_bytes;
   }
 };
+
+// Asks for the keys or values of 16 tokens from a multiple of 16. The processor's own fetching ends with a block.
+CARAVAN_INLINE void fetch_tokens(const KvHead& head, int64_t position) {
+  const int64_t token = position % head.layout.block_tokens;
+  const bool keys = head.layout.kind == KvKind::keys;
+  const int64_t bytes =
+      keys ? head.offsets.group_bytes : kKvTokenGroup * head.offsets.row_length * head.offsets.value_bytes;
+  const std::byte* p = head.block_start(position) + token / kKvTokenGroup * bytes + (keys ? 0 : head.offsets.scale_bytes);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
 
 // Reading 16 neighbouring cached values as f32, before any scale.
 struct ReadF32 {
@@ -207,12 +219,17 @@ CARAVAN_INLINE void score_groups(const AttentionTile& tile, const KvHead& k, int
 
 // Scores, their maximum, then weights exp(score - maximum) and their sum, for token groups [first, last) of the span.
 template <typename Read, int R>
-void weigh(AttentionTile& tile, const KvHead& k, int64_t span, int64_t first, int64_t last, float scale, float cap) {
+void weigh(AttentionTile& tile, const KvHead& k, const KvHead& v, int64_t span, int64_t first, int64_t last,
+           float scale, float cap) {
   constexpr int kAtOnce = R == 1 ? 4 : R <= 3 ? 2 : 1;  // hides the latency of fma when there are few vectors
   F32x16 largest[R];
   for (int r = 0; r < R; ++r) largest[r] = splat(-std::numeric_limits<float>::infinity());
   int64_t g = first;
-  for (; g + kAtOnce <= last; g += kAtOnce) score_groups<Read, R, kAtOnce>(tile, k, span, g, scale, cap, largest);
+  for (; g + kAtOnce <= last; g += kAtOnce) {
+    if (tile.fetch_end > 0)
+      for (int64_t i = g; i < g + kAtOnce; ++i) fetch_tokens(v, span * kAttentionSpan + i * kKvTokenGroup);
+    score_groups<Read, R, kAtOnce>(tile, k, span, g, scale, cap, largest);
+  }
   for (; g < last; ++g) score_groups<Read, R, 1>(tile, k, span, g, scale, cap, largest);
   for (int r = 0; r < R; ++r) {
     if (tile.begin[r] >= tile.end[r]) continue;
@@ -269,8 +286,8 @@ CARAVAN_INLINE void scale_weights(const std::byte* scales, const float* const* w
 
 // Adds the values of tokens [begin, end) of the span to R vectors' sums; a token's values are contiguous in its block.
 template <typename Read, int R>
-void add_values(const AttentionTile& tile, int first_vector, const KvHead& v, int64_t span, int64_t begin,
-                int64_t end) {
+void add_values(const AttentionTile& tile, int first_vector, const KvHead& k, const KvHead& v, int64_t span,
+                int64_t begin, int64_t end) {
   constexpr int kColumns = R == 1 ? 4 : R <= 3 ? 2 : 1;
   while (begin < end) {
     const int64_t position = span * kAttentionSpan + begin, token = position % v.layout.block_tokens;
@@ -278,6 +295,9 @@ void add_values(const AttentionTile& tile, int first_vector, const KvHead& v, in
     const std::byte* block = v.block_start(position);
     const std::byte* values = block + v.offsets.scale_bytes + token * v.offsets.row_length * Read::kBytes;
     [[maybe_unused]] const std::byte* scales = block + token * 2;
+    for (int64_t next = round_up(position + kAttentionSpan, kKvTokenGroup);
+         next < position + kAttentionSpan + n && next < tile.fetch_end; next += kKvTokenGroup)
+      fetch_tokens(k, next);
     const float* weights[R];
     float* sums[R];
     for (int r = 0; r < R; ++r) {
@@ -308,7 +328,7 @@ void add_values(const AttentionTile& tile, int first_vector, const KvHead& v, in
 
 // Weighted sums of values: what all vectors see is added together; what only some see, before and after, one by one.
 template <typename Read, int R>
-void sum_values(const AttentionTile& tile, const KvHead& v, int64_t span) {
+void sum_values(const AttentionTile& tile, const KvHead& k, const KvHead& v, int64_t span) {
   int64_t common_begin = 0, common_end = kAttentionSpan;
   for (int r = 0; r < R; ++r) {
     if (tile.begin[r] > common_begin) common_begin = tile.begin[r];
@@ -317,35 +337,35 @@ void sum_values(const AttentionTile& tile, const KvHead& v, int64_t span) {
     for (int64_t d = 0; d < v.offsets.row_length; d += 16) store(sums + d, zero());
   }
   if (common_begin >= common_end) {
-    for (int r = 0; r < R; ++r) add_values<Read, 1>(tile, r, v, span, tile.begin[r], tile.end[r]);
+    for (int r = 0; r < R; ++r) add_values<Read, 1>(tile, r, k, v, span, tile.begin[r], tile.end[r]);
     return;
   }
-  for (int r = 0; r < R; ++r) add_values<Read, 1>(tile, r, v, span, tile.begin[r], common_begin);
-  add_values<Read, R>(tile, 0, v, span, common_begin, common_end);
-  for (int r = 0; r < R; ++r) add_values<Read, 1>(tile, r, v, span, common_end, tile.end[r]);
+  for (int r = 0; r < R; ++r) add_values<Read, 1>(tile, r, k, v, span, tile.begin[r], common_begin);
+  add_values<Read, R>(tile, 0, k, v, span, common_begin, common_end);
+  for (int r = 0; r < R; ++r) add_values<Read, 1>(tile, r, k, v, span, common_end, tile.end[r]);
 }
 
 template <int R>
-void weigh_any(AttentionTile& tile, const KvHead& k, int64_t span, int64_t first, int64_t last, float scale,
-               float cap) {
+void weigh_any(AttentionTile& tile, const KvHead& k, const KvHead& v, int64_t span, int64_t first, int64_t last,
+               float scale, float cap) {
   switch (k.layout.dtype) {
     case tensor::DType::f16:
-      return weigh<ReadF16, R>(tile, k, span, first, last, scale, cap);
+      return weigh<ReadF16, R>(tile, k, v, span, first, last, scale, cap);
     case tensor::DType::q8_0:
-      return weigh<ReadQ8, R>(tile, k, span, first, last, scale, cap);
+      return weigh<ReadQ8, R>(tile, k, v, span, first, last, scale, cap);
     default:
-      return weigh<ReadF32, R>(tile, k, span, first, last, scale, cap);
+      return weigh<ReadF32, R>(tile, k, v, span, first, last, scale, cap);
   }
 }
 template <int R>
-void sum_values_any(const AttentionTile& tile, const KvHead& v, int64_t span) {
+void sum_values_any(const AttentionTile& tile, const KvHead& k, const KvHead& v, int64_t span) {
   switch (v.layout.dtype) {
     case tensor::DType::f16:
-      return sum_values<ReadF16, R>(tile, v, span);
+      return sum_values<ReadF16, R>(tile, k, v, span);
     case tensor::DType::q8_0:
-      return sum_values<ReadQ8, R>(tile, v, span);
+      return sum_values<ReadQ8, R>(tile, k, v, span);
     default:
-      return sum_values<ReadF32, R>(tile, v, span);
+      return sum_values<ReadF32, R>(tile, k, v, span);
   }
 }
 
@@ -401,10 +421,11 @@ void attend_tile(AttentionGroup& group, int64_t first, AttentionTile& tile, cons
     if (tile.end[r] > end) end = tile.end[r];
   }
   if (begin >= end) return;
-  weigh_any<R>(tile, k, span, begin / kKvTokenGroup, (end + kKvTokenGroup - 1) / kKvTokenGroup, scale, cap);
-  sum_values_any<R>(tile, v, span);
+  weigh_any<R>(tile, k, v, span, begin / kKvTokenGroup, (end + kKvTokenGroup - 1) / kKvTokenGroup, scale, cap);
+  sum_values_any<R>(tile, k, v, span);
   for (int r = 0; r < R; ++r)
     if (tile.begin[r] < tile.end[r]) merge(group, first + r, tile, r);
+  tile.fetch_end = 0;
 }
 
 // Divides by the sum of weights, after the sink has had its share. Nothing visible: zeros.
@@ -453,6 +474,7 @@ void attend_group(AttentionGroup& group, const AttentionScratch& scratch, const 
   tile.sums = scratch.tile_sums;
   tile.sums_stride = group.sums_stride;
   for (int64_t span = from / kAttentionSpan; span * kAttentionSpan < to; ++span) {
+    tile.fetch_end = to;
     int64_t i = 0;
     for (; i + kAttentionTile <= group.n; i += kAttentionTile)
       attend_tile<kAttentionTile>(group, i, tile, k, v, span, scale, cap);
