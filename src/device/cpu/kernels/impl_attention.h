@@ -129,7 +129,8 @@ CARAVAN_INLINE void fetch_tokens(const KvHead& head, int64_t position) {
   const bool keys = head.layout.kind == KvKind::keys;
   const int64_t bytes =
       keys ? head.offsets.group_bytes : kKvTokenGroup * head.offsets.row_length * head.offsets.value_bytes;
-  const std::byte* p = head.block_start(position) + token / kKvTokenGroup * bytes + (keys ? 0 : head.offsets.scale_bytes);
+  const std::byte* p =
+      head.block_start(position) + token / kKvTokenGroup * bytes + (keys ? 0 : head.offsets.scale_bytes);
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
