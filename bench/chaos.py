@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kills backends at random while streams run, and compares every stream with the undisturbed answer token for token.
 
-Usage: bench/chaos.py [CARAVAN_EXECUTABLE] [--kills 100] [--backends 3] [--streams 8] [--seed 1] [--model FILE]
+Usage: bench/chaos.py [CARAVAN_EXECUTABLE] [--kills 100] [--backends 3] [--streams 8] [--seed 1] [--model FILE] [--plan memory]
 
 Most strikes are SIGKILL, some SIGSTOP (and SIGCONT later) and SIGTERM; what ended is started again after a random delay. Prints the
 kills, the recoveries and their times, streams with wrong or lost tokens, and aborts (a stream that ended with an error, or the server
@@ -24,13 +24,15 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pause", type=float, default=0.5, help="most seconds between two kills (0.5)")
     parser.add_argument("--model", default=str(ROOT / "models" / "demo.gguf"))
+    parser.add_argument("--plan", default="memory", help="what the server places layers for; by speeds there are up to as many replicas as backends")
     arguments = parser.parse_args()
     os.environ["CARAVAN_EXECUTABLE"] = arguments.caravan
     sys.path.insert(0, str(ROOT / "tests" / "e2e"))
     from chaos import Chaos  # pylint: disable=import-outside-toplevel,import-error
 
     chaos = Chaos(arguments.kills, n_backends=arguments.backends, n_streams=arguments.streams, seed=arguments.seed,
-                  model=arguments.model, pause=arguments.pause)
+                  model=arguments.model, pause=arguments.pause,
+                  extra=("--plan", arguments.plan))
     try:
         result = chaos.run()
         print(result)

@@ -1,5 +1,7 @@
 #include "cluster/remote_backend.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <map>
 #include <mutex>
@@ -22,6 +24,14 @@ constexpr auto kLinkTestTimeout = std::chrono::seconds(5);
 constexpr auto kResolveTimeout = std::chrono::seconds(5);
 // A backend's first device holds our layers.
 constexpr size_t kDevice = 0;
+
+// What a backend is, but for its process. nullopt: that cannot be told.
+std::optional<std::string> description(const remote::BackendInfo& info) {
+  if (info.machine.empty()) return std::nullopt;
+  const remote::RemoteDevice& device = info.devices.at(kDevice);
+  return fmt::format("{}\n{}\n{}\n{}\n{}\n{} threads", info.machine, info.software_version, device.kind,
+                     device.description, device.numeric_class, device.n_threads);
+}
 
 class RemoteBackend : public Backend {
  public:
@@ -81,14 +91,34 @@ class RemoteConnector : public BackendConnector {
     if (link->info().devices.empty()) throw Error("backend " + name + " offers no device");
     link->on_lost([lost = std::move(events.lost)](const std::string& reason) { lost(reason); });
     link->on_leaving(std::move(events.leaving));
-    std::optional<Backend::Speeds> speeds = measure(*link);
+    std::optional<Backend::Speeds> speeds = speeds_of(*link);
     return std::make_unique<RemoteBackend>(name, std::move(link), std::move(speeds));
   }
 
  private:
-  // nullopt: not wanted, or not to be had.
-  std::optional<Backend::Speeds> measure(remote::BackendLink& link) {
+  // As measured when this backend was connected first, be its process another one now; else measured now. nullopt: not
+  // wanted, or not to be had.
+  std::optional<Backend::Speeds> speeds_of(remote::BackendLink& link) {
     if (options_.questions.all_types.empty()) return std::nullopt;
+    const std::string address = link.info().endpoint.text();
+    const std::optional<std::string> what = description(link.info());
+    if (what) {
+      const std::lock_guard lock(mutex_);
+      const auto known = known_.find(address);
+      if (known != known_.end() && known->second.what == *what) return known->second.speeds;
+    }
+    std::optional<Backend::Speeds> speeds = measure(link);
+    const bool complete =
+        speeds && (speeds->device.layers.size() == options_.questions.layers.size() || !link.knows_layer_surveys());
+    if (what && complete) {
+      const std::lock_guard lock(mutex_);
+      known_.insert_or_assign(address, Known{*what, *speeds});
+    }
+    return speeds;
+  }
+
+  // nullopt: not to be had.
+  std::optional<Backend::Speeds> measure(remote::BackendLink& link) {
     const std::string who = link.info().endpoint.text();
     if (!link.knows_surveys()) {
       spdlog::warn("backend {} is of an earlier version: how fast it computes is not known", who);
@@ -142,6 +172,12 @@ class RemoteConnector : public BackendConnector {
   const RemoteOptions options_;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<std::mutex>> machines_;  // under mutex_: held while a backend there measures
+  // What the backend at an address is, and measured.
+  struct Known {
+    std::string what;
+    Backend::Speeds speeds;
+  };
+  std::map<std::string, Known> known_;  // under mutex_; so that one that is started again counts in plans at once
 };
 
 }  // namespace
