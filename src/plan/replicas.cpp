@@ -50,9 +50,11 @@ class Search {
       for (const Group* group : used)
         speeds.push_back(CostModel::score(slots(even).predict(*stages(*group, even)), Goal::throughput));
       const std::vector<uint32_t> shares = share_slots(model_.n_slots(), speeds);
-      const auto slowest = std::min_element(speeds.begin(), speeds.end()) - speeds.begin();
-      if (shares[static_cast<size_t>(slowest)] > 0) return predict(used, even, shares);
-      used.erase(used.begin() + slowest);
+      size_t least = 0;  // the slowest of those that get the fewest
+      for (size_t i = 1; i < used.size(); ++i)
+        if (std::pair(shares[i], speeds[i]) < std::pair(shares[least], speeds[least])) least = i;
+      if (shares[least] > 0) return predict(used, even, shares);
+      used.erase(used.begin() + static_cast<ptrdiff_t>(least));
     }
     return std::nullopt;
   }

@@ -101,6 +101,14 @@ TEST(Replicas, DoWithoutADeviceThatWouldGetNoSequence) {
     for (const StageSpan& stage : replica.stages) EXPECT_NE(stage.device, 2u);
 }
 
+TEST(Replicas, AreNoMoreThanSlotsWhereAllDevicesAreEqual) {
+  const CostModel model(input_of(12, std::vector(5, profile_of(10, 100)), 3));
+  const auto replicas = fastest_replicas(model, all_devices(model), everything_fits, Goal::throughput);
+  ASSERT_TRUE(replicas);
+  expect_sound(*replicas, 12, everything_fits);
+  EXPECT_LE(replicas->replicas.size(), 3u);
+}
+
 TEST(Replicas, ShareSlotsBySpeed) {
   EXPECT_EQ(share_slots(8, {1, 1}), (std::vector<uint32_t>{4, 4}));
   EXPECT_EQ(share_slots(8, {3, 1}), (std::vector<uint32_t>{6, 2}));
