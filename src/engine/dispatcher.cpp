@@ -19,10 +19,12 @@ void Dispatcher::set_plan(const PlanSummary& plan) {
   std::map<uint64_t, std::unique_ptr<Scheduler>> replicas;
   for (size_t i = 0; i < plan.replicas.size(); ++i) {
     auto known = replicas_.extract(plan.replicas[i].id);
-    if (!known.empty())
-      replicas.insert(std::move(known));
-    else
+    if (known.empty()) {
       replicas.emplace(plan.replicas[i].id, std::make_unique<Scheduler>(plan, i, max_in_flight_));
+    } else {
+      known.mapped()->set_speed(plan.replicas[i].speed);
+      replicas.insert(std::move(known));
+    }
   }
   for (auto& [id, sequence] : sequences_)
     if (sequence->slot && !replicas.contains(sequence->replica)) sequence->lose_cache();

@@ -88,6 +88,8 @@ class Scheduler {
   uint32_t n_running() const { return static_cast<uint32_t>(sequences_.size()); }
   uint64_t id() const { return replica_.id; }
   double speed() const { return replica_.speed; }
+  // As another plan predicts it, beside other replicas.
+  void set_speed(double speed) { replica_.speed = speed; }
   // On several stages there is room for one more batch, of prompts only: the first stage need not wait for a result.
   uint32_t max_in_flight() const;
   uint64_t n_preemptions() const { return n_preemptions_; }
@@ -117,7 +119,7 @@ class Scheduler {
   void add_outputs(ScheduledBatch& scheduled, BatchPart& part, Sequence& sequence, uint32_t first_row);
 
   const PlanSummary plan_;
-  const ReplicaSummary replica_;
+  ReplicaSummary replica_;
   const uint32_t n_stages_;
   const uint32_t max_in_flight_;
   const bool encoder_;

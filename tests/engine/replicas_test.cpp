@@ -78,6 +78,16 @@ TEST(Dispatcher, LeavesSequencesWhereTheyAreWhenOtherReplicasComeAndGo) {
   EXPECT_EQ(dispatcher.n_waiting(), 4u);
 }
 
+TEST(Dispatcher, ComparesReplicasThatGoOnBySpeedsOfTheNewPlan) {
+  Dispatcher dispatcher(0, 0);
+  const PlanSummary plan = make_plan({full_group(64)}, 64, 16, 8);
+  dispatcher.set_plan(with_replicas(plan, {{1}}));
+  dispatcher.set_plan(with_replicas(plan, {{1, 30}, {2, 10}}));
+  for (uint64_t id = 1; id <= 8; ++id) dispatcher.add(sequence(id));
+  dispatcher.admit();
+  EXPECT_EQ(spread(dispatcher), (std::map<uint64_t, int>{{1, 6}, {2, 2}}));
+}
+
 TEST(Dispatcher, LetsOnlySequencesThatWaitForASlotBeOvertaken) {
   Dispatcher dispatcher(2, 0);
   dispatcher.set_plan(with_replicas(make_plan({full_group(64)}, 64, 16, 8), {{1}, {2}}));
