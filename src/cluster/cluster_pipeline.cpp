@@ -7,6 +7,7 @@
 #include <future>
 #include <numeric>
 #include <random>
+#include <set>
 
 #include "base/log.h"
 #include "base/progress.h"
@@ -93,6 +94,31 @@ struct ClusterPipeline::Candidate {
   }
 };
 
+// What a plan is made from, copied: who is there and what is in use may change while it is made.
+struct ClusterPipeline::Situation {
+  struct Held {
+    std::shared_ptr<const Membership::Connection> connection;
+    uint64_t bytes;
+  };
+  std::vector<Membership::Member> members;
+  std::set<std::string> avoided;  // devices that failed lately, by name
+  std::string numeric_class;      // of the last plan; empty: none
+  std::vector<uint64_t> epochs;   // of the replicas in use
+  uint32_t n_ctx = 0;             // of these
+  std::vector<Held> held;         // by them on backends
+};
+
+// A plan that is being made by a thread of its own: backends are asked for their memory, and the search takes a while.
+struct ClusterPipeline::Planning {
+  Situation situation;
+  std::string why;  // another plan is wanted beside the one in use; empty: there is none
+  std::atomic<bool> done{false};
+  // Set when done.
+  Candidate candidate;
+  std::exception_ptr error;
+  std::thread thread;
+};
+
 // A plan that is being loaded by a thread of its own, but for what is in use already.
 struct ClusterPipeline::Loading {
   Candidate candidate;
@@ -162,6 +188,11 @@ struct ClusterPipeline::ActivePlan {
     for (const auto& replica : replicas)
       if (replica->epoch == epoch) return replica.get();
     return nullptr;
+  }
+  std::vector<uint64_t> epochs() const {
+    std::vector<uint64_t> epochs;
+    for (const auto& replica : replicas) epochs.push_back(replica->epoch);
+    return epochs;
   }
   engine::PlanSummary summary() const {
     engine::PlanSummary all = limits;
@@ -273,7 +304,7 @@ void ClusterPipeline::make_first_plan() {
     Loading loading;
     try {
       if (membership_) considered_ = membership_->generation();
-      loading.candidate = choose();
+      loading.candidate = choose(situation(), Choice::anybody);
       load_plan(loading);
       activate(loading);
       return;
@@ -414,29 +445,42 @@ void ClusterPipeline::load_stages(Loading& loading, const std::vector<ReplicaPar
   if (failure) std::rethrow_exception(failure);
 }
 
-bool ClusterPipeline::is_avoided(const Membership::Member& member, Choice choice) const {
+ClusterPipeline::Situation ClusterPipeline::situation() const {
+  Situation situation;
+  if (membership_) situation.members = membership_->members();
+  for (const auto& [device, avoided] : avoided_)
+    if (Clock::now() < avoided.until) situation.avoided.insert(device);
+  situation.numeric_class = numeric_class_;
+  if (!active_) return situation;
+  situation.epochs = active_->epochs();
+  situation.n_ctx = active_->n_ctx;
+  for (const ReplicaPart* part : parts_in_use())
+    if (part->member.backend) situation.held.push_back({part->member.connection, part->held_bytes});
+  return situation;
+}
+
+bool ClusterPipeline::is_avoided(const Situation& situation, const Membership::Member& member, Choice choice) {
   if (member.leaving()) return true;
   if (choice == Choice::anybody) return false;
-  const auto avoided = avoided_.find(member.name);
-  if (avoided != avoided_.end() && Clock::now() < avoided->second.until) return true;
-  return choice == Choice::reliable && !numeric_class_.empty() && member.backend->numeric_class() != numeric_class_;
+  if (situation.avoided.contains(member.name)) return true;
+  return choice == Choice::reliable && !situation.numeric_class.empty() &&
+         member.backend->numeric_class() != situation.numeric_class;
 }
 
 // Places the model on those who are there; what the plan in use holds counts as free.
-ClusterPipeline::Candidate ClusterPipeline::choose(Choice choice) const {
+ClusterPipeline::Candidate ClusterPipeline::choose_from(const Situation& situation, Choice choice) const {
   Candidate candidate;
   if (options_.local_memory > 0 || !membership_) {
     candidate.offers.push_back({"local", options_.local_memory, true});
     candidate.members.emplace_back();
   }
-  const std::vector<Membership::Member> members =
-      membership_ ? membership_->members() : std::vector<Membership::Member>();
   std::map<size_t, size_t> n_of_name;
-  for (const Membership::Member& member : members) ++n_of_name[member.configured];
+  for (const Membership::Member& member : situation.members) ++n_of_name[member.configured];
   auto request = placement_request();
   std::vector<double> shares;
-  for (const Membership::Member& member : members) {
-    if (is_avoided(member, choice)) continue;
+  for (const Membership::Member& member : situation.members) {
+    if (is_avoided(situation, member, choice)) continue;
+    if (stopping()) throw Error("the server ends");
     if (!request.tensor_split.empty()) {
       const double share = request.tensor_split[member.configured];
       if (share == 0) continue;  // the user gives it nothing, whoever else is missing
@@ -445,21 +489,19 @@ ClusterPipeline::Candidate ClusterPipeline::choose(Choice choice) const {
     candidate.offers.push_back({member.name, member.backend->memory_free(), false});
     candidate.members.push_back(member);
   }
-  for (const ReplicaPart* part : parts_in_use()) {
-    for (size_t i = 0; i < candidate.members.size(); ++i) {
-      if (candidate.members[i].connection == part->member.connection && part->member.backend)
-        candidate.offers[i].memory_free += part->held_bytes;
-    }
-  }
+  for (const Situation::Held& held : situation.held)
+    for (size_t i = 0; i < candidate.members.size(); ++i)
+      if (candidate.members[i].connection == held.connection) candidate.offers[i].memory_free += held.bytes;
   request.tensor_split = shares;  // those of the connected ones
   if (candidate.offers.empty())
     throw ResourceError(request.tensor_split.empty() && options_.tensor_split.empty()
                             ? "no backend is there"
                             : "no backend is there to which --tensor-split gives layers");
   place(request, candidate);
-  if (active_ && request.n_ctx == 0 && std::max(active_->replicas.size(), candidate.placement.n_replicas()) > 1) {
+  const size_t n_in_use = situation.epochs.size();
+  if (n_in_use > 0 && request.n_ctx == 0 && std::max(n_in_use, candidate.placement.n_replicas()) > 1) {
     // With the context of those in use they can go on.
-    request.n_ctx = active_->n_ctx;
+    request.n_ctx = situation.n_ctx;
     Candidate same = candidate;
     try {
       place(request, same);
@@ -535,7 +577,7 @@ const stage::DeviceProfile& ClusterPipeline::local_profile() const {
 ClusterPipeline::Proposal ClusterPipeline::propose() {
   const auto deadline = Clock::now() + options_.rpc_wait;
   if (!options_.backends.empty()) wait_for_backends(deadline);
-  Candidate candidate = choose();
+  Candidate candidate = choose(situation(), Choice::anybody);
   probe_hops(candidate);
   Proposal proposal;
   for (const Membership::Member& member : candidate.members) {
@@ -554,16 +596,17 @@ std::optional<plan::Prediction> ClusterPipeline::prediction() const {
   return active_ ? active_->prediction : std::nullopt;
 }
 
-// On the best that the model fits.
-ClusterPipeline::Candidate ClusterPipeline::choose() const {
+// On the best that the model fits, going no further than the last choice.
+ClusterPipeline::Candidate ClusterPipeline::choose(const Situation& situation, Choice last) const {
   for (const Choice choice : {Choice::reliable, Choice::any_class}) {
+    if (choice == last) break;
     try {
-      return choose(choice);
+      return choose_from(situation, choice);
     } catch (const ResourceError&) {
       // With everybody, perhaps; what is thrown there is for people.
     }
   }
-  return choose(Choice::anybody);
+  return choose_from(situation, last);
 }
 
 // Finds out which backends reach the next stage's: those hand hidden rows on by themselves.
@@ -603,13 +646,14 @@ void ClusterPipeline::probe_hops(Candidate& candidate) const {
 
 // Opens the last stage first: one that connects to the next finds it waiting. Where that fails after all, the server
 // relays.
-void ClusterPipeline::open_stages(Replica& replica) {
+void ClusterPipeline::open_stages(Loading& loading, Replica& replica) {
   for (bool again = true; again;) {
     again = false;
     replica.epoch = ++epoch_;
     std::string next_key;  // of the route into the part after
     for (size_t i = replica.parts.size(); i-- > 0 && !again;) {
       ReplicaPart& part = replica.parts[i];
+      loading.device = part.device;
       stage::Routes routes;
       if (part.hands_on) {
         routes.output = replica.parts[i + 1].direct->address();
@@ -659,7 +703,7 @@ void ClusterPipeline::load_plan(Loading& loading) {
   if (!parts.empty()) load_stages(loading, parts, std::move(requests));
   for (const auto& replica : loading.replicas) {
     if (!replica) continue;
-    open_stages(*replica);
+    open_stages(loading, *replica);
     replica->summary = summarize(*replica, placement.replica(static_cast<size_t>(&replica - loading.replicas.data())));
   }
 }
@@ -765,8 +809,8 @@ void ClusterPipeline::activate(Loading& loading) {
   spdlog::info("ready: {} layers on {} device(s){}, context {} tokens, {} sequences at a time", hp_.n_layer, n_devices,
                placement.n_replicas() > 1 ? fmt::format(", {} replicas", placement.n_replicas()) : "",
                next->limits.n_ctx, next->limits.max_slots);
-  if (lost_since_)
-    spdlog::info("recovered in {:.2f} s", std::chrono::duration<double>(Clock::now() - *lost_since_).count());
+  const double seconds = lost_since_ ? std::chrono::duration<double>(Clock::now() - *lost_since_).count() : 0;
+  if (lost_since_) spdlog::info("recovered in {:.2f} s", seconds);
   lost_since_.reset();
   if (const auto absent = membership_ ? membership_->missing() : std::vector<std::string>(); !absent.empty())
     spdlog::warn("serving without {}", fmt::join(absent, ", "));
@@ -779,12 +823,18 @@ void ClusterPipeline::activate(Loading& loading) {
                                        [&](const auto& used) { return used && used->epoch == loading.kept[r]; });
         loading.replicas[r] = std::move(*kept);
       }
+      // Those that go on are compared with the others by what this plan predicts.
+      loading.replicas[r]->speed = placement.replica_speeds.empty() ? 0 : placement.replica_speeds[r];
       next->replicas.push_back(std::move(loading.replicas[r]));
     }
     before = std::exchange(active_, std::move(next));
     if (before)
       for (const auto& replica : before->replicas)
         if (replica) replica->retired = true;
+    if (std::exchange(recovers_, false)) {
+      ++recovery_.recoveries;
+      recovery_.seconds += seconds;
+    }
     events_.emplace_back(engine::PlanReady{active_->summary()});
     events_changed_.notify_one();
   }
@@ -816,8 +866,8 @@ void ClusterPipeline::start_step(Replica& replica, size_t stage, uint64_t ticket
 void ClusterPipeline::stage_delivered(Replica& replica, size_t stage, stage::StageOutput output) noexcept {
   const uint64_t ticket = output.fence.ticket;
   const bool last = stage + 1 == replica.parts.size();
-  if (output.stage_lost)
-    return watch_->report({replica.epoch, std::move(output.error)});  // its tickets go with the replica
+  if (output.stage_lost)  // its tickets go with the replica
+    return watch_->report({replica.epoch, std::move(output.error), replica.parts[stage].device});
   std::shared_ptr<const stage::Batch> batch;
   std::vector<double> seconds;
   {
@@ -886,6 +936,7 @@ engine::PipelineStatus ClusterPipeline::status() const {
                                std::chrono::duration<double>(traffic.mean_rtt).count(), traffic.received_bytes,
                                traffic.sent_bytes});
   }
+  status.recovery = recovery_;
   if (!active_) return status;
   status.epoch = active_->limits.epoch;
   for (const auto& replica : active_->replicas) {
@@ -915,7 +966,7 @@ void ClusterPipeline::Watch::signal() {
   changed.notify_all();
 }
 
-void ClusterPipeline::Watch::report(Failure failure) {
+void ClusterPipeline::Watch::report(Loss failure) {
   const std::lock_guard lock(mutex);
   failures.push_back(std::move(failure));
   signalled = true;
@@ -933,15 +984,18 @@ void ClusterPipeline::watch() {
     if (stopping()) break;
     next_look = Clock::now() + std::min<Clock::duration>(kLookInterval, options_.ticket_patience);
     retire_broken();
-    if (loading_ && !loading_->candidate.why_broken().empty()) loading_->cancelled = true;
+    if (planning_ && planning_->done) finish_planning();
+    if (loading_ && !why_useless(*loading_).empty()) loading_->cancelled = true;
     if (loading_ && loading_->done) finish_loading();
-    if (!loading_ && !active_) {
-      if (Clock::now() >= next_attempt_ || membership_->generation() != considered_) plan_again();
-      if (!loading_) next_look = std::min(next_look, next_attempt_);
-    } else if (!loading_) {
+    if (planning_ || loading_) continue;
+    if (active_)
       plan_better();
-    }
+    else if (Clock::now() >= next_attempt_ || membership_->generation() != considered_)
+      plan_again();
+    else
+      next_look = std::min(next_look, next_attempt_);
   }
+  if (planning_) planning_->thread.join();
   if (!loading_) return;
   loading_->cancelled = true;
   loading_->thread.join();
@@ -950,7 +1004,7 @@ void ClusterPipeline::watch() {
 // Ends the replicas in use of which a stage is gone.
 void ClusterPipeline::retire_broken() {
   if (!active_) return;
-  std::deque<Watch::Failure> failures;
+  std::deque<Loss> failures;
   {
     uint64_t latest = 0;
     for (const auto& replica : active_->replicas) latest = std::max(latest, replica->epoch);
@@ -959,25 +1013,31 @@ void ClusterPipeline::retire_broken() {
     failures = watch_->failures;
     std::erase_if(watch_->failures, [latest](const auto& failure) { return failure.epoch <= latest; });
   }
-  std::vector<std::pair<uint64_t, std::string>> broken;
+  std::vector<Loss> losses;
   for (const auto& replica : active_->replicas)
-    if (auto reason = why_broken(*replica, failures)) broken.emplace_back(replica->epoch, std::move(*reason));
-  for (const auto& [epoch, reason] : broken) retire(reason, {epoch});
+    if (auto loss = why_broken(*replica, failures)) losses.push_back(std::move(*loss));
+  if (!losses.empty()) retire(losses);
+  // Then those that may have to be asked.
+  losses.clear();
+  if (!active_) return;
+  for (const auto& replica : active_->replicas)
+    if (auto loss = overdue(*replica)) losses.push_back(std::move(*loss));
+  if (!losses.empty()) retire(losses);
 }
 
-std::optional<std::string> ClusterPipeline::why_broken(Replica& replica, const std::deque<Watch::Failure>& failures) {
-  for (const ReplicaPart& part : replica.parts) {
-    if (std::string reason = part.member.why_lost(); !reason.empty()) return reason;
-  }
-  for (const Watch::Failure& failure : failures) {
-    if (failure.epoch == replica.epoch) return failure.reason;
-  }
-  return overdue(replica);
+std::optional<ClusterPipeline::Loss> ClusterPipeline::why_broken(const Replica& replica,
+                                                                 const std::deque<Loss>& failures) {
+  for (const ReplicaPart& part : replica.parts)
+    if (std::string reason = part.member.why_lost(); !reason.empty())
+      return Loss{replica.epoch, std::move(reason), part.device};
+  for (const Loss& failure : failures)
+    if (failure.epoch == replica.epoch) return failure;
+  return std::nullopt;
 }
 
 // Why a replica has failed: a ticket takes far longer than its stage ever did. Stages compute in order, so a
 // ticket waits for all before it.
-std::optional<std::string> ClusterPipeline::overdue(Replica& replica) {
+std::optional<ClusterPipeline::Loss> ClusterPipeline::overdue(Replica& replica) {
   const Clock::time_point now = Clock::now();
   std::optional<size_t> stuck;
   {
@@ -1003,10 +1063,12 @@ std::optional<std::string> ClusterPipeline::overdue(Replica& replica) {
     const std::optional<size_t> hanging = hanging_stage(replica, *stuck);
     if (!hanging) {  // it is lost on the way between two: the next plan shows
       relay_until_ = Clock::now() + kLongestAvoidance;
-      return fmt::format(
-          "{} and the stages after it have not answered a batch for far longer than it ever took; "
-          "activations go through this server for a while",
-          replica.parts[*stuck].device);
+      const std::string& device = replica.parts[*stuck].device;
+      return Loss{replica.epoch,
+                  device +
+                      " and the stages after it have not answered a batch for far longer than it ever took; "
+                      "activations go through this server for a while",
+                  device};
     }
     stuck = hanging;
   }
@@ -1014,17 +1076,20 @@ std::optional<std::string> ClusterPipeline::overdue(Replica& replica) {
   std::string reason = fmt::format("{} has not answered a batch for far longer than it ever took", part.device);
   avoid(part.device);
   if (part.member.backend) membership_->drop(part.member, reason);
-  return reason;
+  return Loss{replica.epoch, std::move(reason), part.device};
 }
 
 // Of a row of stages that hand on, of whose batches one is overdue: the one that has had a batch for the longest, and
 // for so long that it must be the cause. nullopt: none has.
 std::optional<size_t> ClusterPipeline::hanging_stage(const Replica& replica, size_t first) const {
+  std::vector<std::pair<size_t, std::future<std::optional<remote::StageQueue>>>> answers;  // all are asked at once
+  for (size_t i = first; i <= replica.end_of_row(first); ++i)
+    if (const auto* remote = dynamic_cast<const remote::RemoteStage*>(replica.parts[i].stage.get()))
+      answers.emplace_back(i, std::async(std::launch::async, [remote] { return remote->ask_queue(kQueueTimeout); }));
   std::optional<size_t> hanging;
   std::chrono::milliseconds longest = options_.ticket_patience / 2;
-  for (size_t i = first; i <= replica.end_of_row(first); ++i) {
-    const auto* remote = dynamic_cast<const remote::RemoteStage*>(replica.parts[i].stage.get());
-    const auto queue = remote != nullptr ? remote->ask_queue(kQueueTimeout) : std::nullopt;
+  for (auto& [i, answer] : answers) {
+    const std::optional<remote::StageQueue> queue = answer.get();
     if (!queue || queue->n_tickets == 0 || queue->oldest_age < longest) continue;
     longest = queue->oldest_age;
     hanging = i;
@@ -1039,13 +1104,24 @@ void ClusterPipeline::avoid(const std::string& device) {
   avoided.until = Clock::now() + avoided.wait;
 }
 
-// Ends replicas in use: their requests go on at others, or wait for the next plan.
-void ClusterPipeline::retire(const std::string& reason, const std::vector<uint64_t>& epochs) {
+// Ends replicas in use, at least one: their requests go on at others, or wait for the next plan.
+void ClusterPipeline::retire(const std::vector<Loss>& losses) {
   std::vector<std::unique_ptr<Replica>> retired;
+  std::vector<std::string> reasons;
+  for (const Loss& loss : losses)
+    if (std::find(reasons.begin(), reasons.end(), loss.reason) == reasons.end()) reasons.push_back(loss.reason);
+  const std::string reason = fmt::format("{}", fmt::join(reasons, "; "));
+  const bool failed = std::any_of(losses.begin(), losses.end(), [](const Loss& loss) { return !loss.device.empty(); });
   {
     const std::scoped_lock lock(plan_mutex_, events_mutex_);
+    for (const Loss& loss : losses) {
+      if (loss.device.empty()) continue;
+      ++recovery_.replicas_lost;
+      ++recovery_.losses[loss.device];
+    }
     for (auto& replica : active_->replicas) {
-      if (std::find(epochs.begin(), epochs.end(), replica->epoch) == epochs.end()) continue;
+      const auto ends = [&](const Loss& loss) { return loss.epoch == replica->epoch; };
+      if (std::none_of(losses.begin(), losses.end(), ends)) continue;
       replica->retired = true;
       retired.push_back(std::move(replica));
     }
@@ -1056,6 +1132,7 @@ void ClusterPipeline::retire(const std::string& reason, const std::vector<uint64
     } else {
       active_->limits.epoch = ++n_plans_;
       active_->prediction.reset();
+      if (failed) ++recovery_.recoveries;
       events_.emplace_back(engine::PlanReady{active_->summary()});
     }
     events_changed_.notify_one();
@@ -1068,14 +1145,76 @@ void ClusterPipeline::retire(const std::string& reason, const std::vector<uint64
     return;
   }
   spdlog::warn("the plan is lost: {}; requests wait for the next", reason);
+  recovers_ = failed;
   lost_since_ = next_attempt_ = next_log_ = Clock::now();
 }
 
-// All of them.
-void ClusterPipeline::retire_all() {
-  std::vector<uint64_t> epochs;
-  for (const auto& replica : active_->replicas) epochs.push_back(replica->epoch);
-  retire("the model is being placed anew", epochs);
+// Ends all replicas in use but some: the next plan needs their room.
+void ClusterPipeline::retire_for_another(const std::vector<uint64_t>& kept) {
+  std::vector<Loss> losses;
+  for (const uint64_t epoch : active_->epochs())
+    if (std::find(kept.begin(), kept.end(), epoch) == kept.end())
+      losses.push_back({epoch, "the model is being placed anew", ""});
+  retire(losses);
+}
+
+void ClusterPipeline::begin_planning(Situation situation, Choice last, std::string why) {
+  planning_ = std::make_unique<Planning>();
+  planning_->situation = std::move(situation);
+  planning_->why = std::move(why);
+  planning_->thread = std::thread([this, planning = planning_.get(), last] {
+    try {
+      planning->candidate = choose(planning->situation, last);
+    } catch (...) {
+      planning->error = std::current_exception();
+    }
+    planning->done = true;
+    watch_->signal();
+  });
+}
+
+void ClusterPipeline::finish_planning() {
+  const std::unique_ptr<Planning> planning = std::move(planning_);
+  planning->thread.join();
+  const std::vector<uint64_t> in_use = active_ ? active_->epochs() : std::vector<uint64_t>();
+  if (planning->situation.epochs != in_use || !planning->candidate.why_broken().empty()) {
+    considered_ = 0;  // it was made for another situation
+    next_attempt_ = Clock::now();
+    return;
+  }
+  if (planning->error) return planning_failed(*planning);
+  if (active_) return take_better(*planning, std::move(planning->candidate));
+  begin_loading(std::move(planning->candidate));
+}
+
+void ClusterPipeline::planning_failed(const Planning& planning) {
+  std::string reason;
+  try {
+    std::rethrow_exception(planning.error);
+  } catch (const std::exception& error) {
+    reason = error.what();
+  }
+  if (active_) return spdlog::warn("the plan stays as it is: {}", reason);
+  next_attempt_ = Clock::now() + options_.retry_interval;
+  if (Clock::now() < next_log_) return;
+  spdlog::warn("no plan yet: {}", reason);
+  if (const auto absent = membership_->missing(); !absent.empty())
+    spdlog::warn("waiting for {} to return:{}", fmt::join(absent, ", "), membership_->reasons());
+  next_log_ = Clock::now() + kStillWaitingInterval;
+}
+
+// Goes over to the planned one, unless that is the one in use.
+void ClusterPipeline::take_better(const Planning& planning, Candidate candidate) {
+  bool same = candidate.placement.n_replicas() == active_->replicas.size();
+  for (size_t r = 0; same && r < active_->replicas.size(); ++r) same = in_use(candidate, r) != nullptr;
+  if (same) return;
+  spdlog::info("{}: the model is placed anew", planning.why);
+  uint64_t local_bytes = 0;  // of both plans
+  for (const ReplicaPart* part : parts_in_use()) local_bytes += part->member.backend ? 0 : part->held_bytes;
+  for (const plan::PlacedStage& placed : candidate.placement.stages)
+    local_bytes += candidate.members[placed.device].backend ? 0 : placed.need.total();
+  if (local_bytes > options_.local_memory) return retire_for_another({});
+  begin_loading(std::move(candidate));
 }
 
 void ClusterPipeline::begin_loading(Candidate candidate) {
@@ -1098,13 +1237,19 @@ void ClusterPipeline::begin_loading(Candidate candidate) {
   });
 }
 
+// Why a plan that is being loaded cannot be used any more; empty: it can.
+std::string ClusterPipeline::why_useless(const Loading& loading) const {
+  std::string reason = loading.candidate.why_broken();
+  for (const uint64_t epoch : loading.kept)
+    if (epoch != 0 && (!active_ || active_->find(epoch) == nullptr)) reason = "a replica that was to go on is lost";
+  return reason;
+}
+
 void ClusterPipeline::finish_loading() {
   const std::unique_ptr<Loading> loading = std::move(loading_);
   loading->thread.join();
   plan_is_loading_ = false;
-  std::string broken = loading->candidate.why_broken();
-  for (const uint64_t epoch : loading->kept)
-    if (epoch != 0 && (!active_ || active_->find(epoch) == nullptr)) broken = "a replica that was to go on is lost";
+  const std::string broken = why_useless(*loading);
   if (!loading->error && broken.empty()) {
     for (const plan::PlacedStage& placed : loading->candidate.placement.stages)
       avoided_.erase(loading->candidate.offers[placed.device].name);
@@ -1126,12 +1271,10 @@ void ClusterPipeline::loading_failed(Loading& loading) {
     std::rethrow_exception(loading.error);
   } catch (const ResourceError& error) {
     if (active_) {
-      std::vector<uint64_t> others;  // that the next plan does not keep
-      for (const auto& replica : active_->replicas)
-        if (std::find(loading.kept.begin(), loading.kept.end(), replica->epoch) == loading.kept.end())
-          others.push_back(replica->epoch);
+      const auto n_kept = static_cast<size_t>(
+          std::count_if(loading.kept.begin(), loading.kept.end(), [](uint64_t epoch) { return epoch != 0; }));
       spdlog::info("no room to load the next plan beside the one in use: {}", error.what());
-      return others.empty() ? avoid(loading.device) : retire("the model is being placed anew", others);
+      return n_kept == active_->replicas.size() ? avoid(loading.device) : retire_for_another(loading.kept);
     }
     spdlog::warn("{}; planning again with what is free now", error.what());
     if (++n_refused_ > kRefusalsAtOnce) next_attempt_ += random_part(options_.retry_interval);
@@ -1146,16 +1289,7 @@ void ClusterPipeline::loading_failed(Loading& loading) {
 // Without a plan: on what is there.
 void ClusterPipeline::plan_again() {
   considered_ = membership_->generation();
-  try {
-    begin_loading(choose());
-  } catch (const Error& error) {
-    next_attempt_ = Clock::now() + options_.retry_interval;
-    if (Clock::now() < next_log_) return;
-    spdlog::warn("no plan yet: {}", error.what());
-    if (const auto absent = membership_->missing(); !absent.empty())
-      spdlog::warn("waiting for {} to return:{}", fmt::join(absent, ", "), membership_->reasons());
-    next_log_ = Clock::now() + kStillWaitingInterval;
-  }
+  begin_planning(situation(), Choice::anybody, "");
 }
 
 // With a plan: whether another one would use somebody who has come, or do without somebody who leaves.
@@ -1168,32 +1302,21 @@ void ClusterPipeline::plan_better() {
     avoided.was_over = over;
   }
   if (!wanted) return;
+  Situation now = situation();
   const std::vector<const ReplicaPart*> used = parts_in_use();
   const auto uses = [&used](const Membership::Member& member) {
     return std::any_of(used.begin(), used.end(),
                        [&](const ReplicaPart* part) { return part->member.connection == member.connection; });
   };
   std::string comes, leaves;
-  for (const Membership::Member& member : membership_->members()) {
+  for (const Membership::Member& member : now.members) {
     if (uses(member) && member.leaving()) leaves = member.name;
-    if (!uses(member) && !is_avoided(member, Choice::reliable)) comes = member.name;
+    if (!uses(member) && !is_avoided(now, member, Choice::reliable)) comes = member.name;
   }
-  if (comes.empty() && leaves.empty()) return;
-  try {
-    Candidate candidate = leaves.empty() ? choose(Choice::reliable) : choose();
-    bool same = candidate.placement.n_replicas() == active_->replicas.size();
-    for (size_t r = 0; same && r < active_->replicas.size(); ++r) same = in_use(candidate, r) != nullptr;
-    if (same) return;
-    spdlog::info("{}: the model is placed anew", leaves.empty() ? comes + " has come" : leaves + " is about to leave");
-    uint64_t local_bytes = 0;  // of both plans
-    for (const ReplicaPart* part : used) local_bytes += part->member.backend ? 0 : part->held_bytes;
-    for (const plan::PlacedStage& placed : candidate.placement.stages)
-      local_bytes += candidate.members[placed.device].backend ? 0 : placed.need.total();
-    if (local_bytes > options_.local_memory) return retire_all();
-    begin_loading(std::move(candidate));
-  } catch (const Error& error) {
-    spdlog::warn("the plan stays as it is: {}", error.what());
-  }
+  if (!leaves.empty())
+    begin_planning(std::move(now), Choice::anybody, leaves + " is about to leave");
+  else if (!comes.empty())
+    begin_planning(std::move(now), Choice::reliable, comes + " has come");
 }
 
 }  // namespace caravan::cluster

@@ -96,20 +96,23 @@ class ClusterPipeline : public engine::Pipeline {
   struct Replica;
   struct ActivePlan;
   struct Candidate;
+  struct Situation;
+  struct Planning;
   struct Loading;
+  // A replica in use that ends.
+  struct Loss {
+    uint64_t epoch;
+    std::string reason;
+    std::string device;  // that was lost or failed; empty: the model is placed anew
+  };
   // What the watching thread waits for.
   struct Watch {
-    // A replica can no longer be used although its connections stand.
-    struct Failure {
-      uint64_t epoch;
-      std::string reason;
-    };
     std::mutex mutex;
     std::condition_variable changed;
-    bool signalled = false;        // under mutex
-    std::deque<Failure> failures;  // under mutex
+    bool signalled = false;     // under mutex
+    std::deque<Loss> failures;  // under mutex: of replicas whose connections stand
     void signal();
-    void report(Failure failure);
+    void report(Loss failure);
   };
   // Whom a plan may use: everybody but those that leave; or also not who computes in another numeric class, or failed
   // lately.
@@ -121,17 +124,18 @@ class ClusterPipeline : public engine::Pipeline {
   void keep_waiting(const std::string& why);
 
   plan::PlacementRequest placement_request() const;
-  Candidate choose(Choice choice) const;
-  Candidate choose() const;
+  Situation situation() const;
+  Candidate choose_from(const Situation& situation, Choice choice) const;
+  Candidate choose(const Situation& situation, Choice last) const;
   void place(const plan::PlacementRequest& request, Candidate& candidate) const;
   const Replica* in_use(const Candidate& candidate, size_t replica) const;
   std::vector<const ReplicaPart*> parts_in_use() const;
   const stage::DeviceProfile& local_profile() const;
-  bool is_avoided(const Membership::Member& member, Choice choice) const;
+  static bool is_avoided(const Situation& situation, const Membership::Member& member, Choice choice);
   void load_plan(Loading& loading);
   std::unique_ptr<Replica> make_replica(const Candidate& candidate, size_t index);
   void probe_hops(Candidate& candidate) const;
-  void open_stages(Replica& replica);
+  void open_stages(Loading& loading, Replica& replica);
   stage::LoadRequest load_request(const plan::PlacedStage& placed, const plan::Placement& placement,
                                   const std::string& name);
   void load_stages(Loading& loading, const std::vector<ReplicaPart*>& parts, std::vector<stage::LoadRequest> requests);
@@ -145,12 +149,17 @@ class ClusterPipeline : public engine::Pipeline {
   // The watching thread.
   void watch();
   void retire_broken();
-  std::optional<std::string> why_broken(Replica& replica, const std::deque<Watch::Failure>& failures);
-  void retire(const std::string& reason, const std::vector<uint64_t>& epochs);
-  void retire_all();
-  std::optional<std::string> overdue(Replica& replica);
+  static std::optional<Loss> why_broken(const Replica& replica, const std::deque<Loss>& failures);
+  void retire(const std::vector<Loss>& losses);
+  void retire_for_another(const std::vector<uint64_t>& kept);
+  std::optional<Loss> overdue(Replica& replica);
   std::optional<size_t> hanging_stage(const Replica& replica, size_t first) const;
+  void begin_planning(Situation situation, Choice last, std::string why);
+  void finish_planning();
+  void planning_failed(const Planning& planning);
+  void take_better(const Planning& planning, Candidate candidate);
   void begin_loading(Candidate candidate);
+  std::string why_useless(const Loading& loading) const;
   void finish_loading();
   void loading_failed(Loading& loading);
   void avoid(const std::string& device);
@@ -181,6 +190,9 @@ class ClusterPipeline : public engine::Pipeline {
   std::mutex rehash_mutex_;      // held while they are computed again
   uint64_t epoch_ = 0;           // of the replica that was opened last
 
+  // Used by start() and then by the thread that plans.
+  mutable stage::DeviceProfile local_profile_;  // of this machine; empty until it is needed
+
   // Used by start() and then by the watching thread only.
   uint64_t n_plans_ = 0;
   struct Avoided {
@@ -188,17 +200,19 @@ class ClusterPipeline : public engine::Pipeline {
     std::chrono::milliseconds wait;
     bool was_over = false;
   };
-  mutable stage::DeviceProfile local_profile_;  // of this machine; empty until it is needed
-  std::map<std::string, Avoided> avoided_;      // devices that failed lately, by name
-  std::string numeric_class_;                   // of all stages of the last plan; empty: they differ, or there is none
-  std::unique_ptr<Loading> loading_;
-  uint64_t considered_ = 0;  // the membership's generation that the plan in use was compared with
-  uint32_t n_refused_ = 0;   // reservations, one after the other
+  std::map<std::string, Avoided> avoided_;  // devices that failed lately, by name
+  std::string numeric_class_;               // of all stages of the last plan; empty: they differ, or there is none
+  std::unique_ptr<Planning> planning_;      // at most one of
+  std::unique_ptr<Loading> loading_;        // these two
+  uint64_t considered_ = 0;                 // the membership's generation that the plan in use was compared with
+  uint32_t n_refused_ = 0;                  // reservations, one after the other
   std::optional<std::chrono::steady_clock::time_point> lost_since_;
+  bool recovers_ = false;  // the plan was lost with a device, and not for another plan
   std::chrono::steady_clock::time_point next_attempt_, next_log_;
 
   mutable std::mutex plan_mutex_;
   std::unique_ptr<ActivePlan> active_;  // changed by the watching thread, under plan_mutex_
+  engine::RecoveryCounters recovery_;   // the same
   std::atomic<uint64_t> next_ticket_{1};
   std::atomic<uint64_t> n_stale_{0};
 

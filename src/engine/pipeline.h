@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -95,6 +96,14 @@ struct PlanLost {
 
 using PipelineEvent = std::variant<Completion, TicketFailed, PlanReady, PlanLost>;
 
+// What was lost since the start, and came back.
+struct RecoveryCounters {
+  uint64_t replicas_lost = 0;              // with a machine that was lost or failed, or with the way to it
+  std::map<std::string, uint64_t> losses;  // the same, by machine
+  uint64_t recoveries = 0;                 // requests could go on: at other replicas, or under the next plan
+  double seconds = 0;                      // that these took
+};
+
 // What the machines of a pipeline do at the moment, for metrics.
 struct PipelineStatus {
   // One that is connected, with layers or without.
@@ -106,6 +115,7 @@ struct PipelineStatus {
   std::vector<Machine> machines;
   uint64_t epoch = 0;            // of the plan in use; 0: none
   std::vector<uint64_t> queues;  // per stage of it: batches that are there and not computed
+  RecoveryCounters recovery;
 };
 
 // Used by one thread, the engine's. Completions, plan changes and failures arrive through one queue, in order.

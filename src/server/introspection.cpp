@@ -132,6 +132,20 @@ std::string backend_metrics(const engine::PipelineStatus& pipeline) {
   return text;
 }
 
+// What was lost since the start, and came back.
+std::string recovery_metrics(const engine::RecoveryCounters& recovery) {
+  std::string text =
+      metric("counter", "replicas_lost_total", "Replicas of the model that ended with a lost or failed device.",
+             static_cast<double>(recovery.replicas_lost)) +
+      metric("counter", "recoveries_total", "Times that requests went on after that: elsewhere or under the next plan.",
+             static_cast<double>(recovery.recoveries)) +
+      metric("counter", "recovery_seconds_total", "Seconds without a plan before these.", recovery.seconds) +
+      head("counter", "device_losses_total", "Replicas that ended with this device.");
+  for (const auto& [device, n] : recovery.losses)
+    text += fmt::format("llamacpp:device_losses_total{{device=\"{}\"}} {}\n", device, n);
+  return text;
+}
+
 // Rows per stage of the plan in use.
 std::string stage_metrics(const engine::EngineStatus& status, const engine::PipelineStatus& pipeline) {
   if (!status.plan) return "";
@@ -194,7 +208,7 @@ http::Response metrics(const Api& api) {
       metric("gauge", "requests_deferred", "Requests waiting.", status.queue_length) +
       metric("gauge", "n_busy_slots_per_decode", "Sequences per batch, on average.",
              rate(number(c.busy_slot_steps), number(c.batches))) +
-      backend_metrics(pipeline) + stage_metrics(status, pipeline);
+      recovery_metrics(pipeline.recovery) + backend_metrics(pipeline) + stage_metrics(status, pipeline);
   return response;
 }
 

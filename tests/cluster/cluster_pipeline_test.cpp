@@ -28,6 +28,7 @@ using engine::TicketFailed;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 using test::FakeMachines;
+using test::StageBehaviour;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -269,6 +270,11 @@ TEST_F(Replicas, AreLostAloneAndTakenInAgain) {
   EXPECT_NE(again.replicas[1].id, plan_.replicas[1].id);
   EXPECT_EQ(logits(*pipeline, batch(), 1), expected_logits());
   EXPECT_EQ(pipeline->n_stale(), 1u) << "what the lost one delivered late";
+  const engine::RecoveryCounters recovery = pipeline->status().recovery;
+  EXPECT_EQ(recovery.losses, (std::map<std::string, uint64_t>{{"b", 1}}));
+  EXPECT_EQ(recovery.replicas_lost, 1u);
+  EXPECT_EQ(recovery.recoveries, 1u) << "at the other";
+  EXPECT_EQ(recovery.seconds, 0) << "there was a plan";
 }
 
 TEST_F(Replicas, TakeInABackendThatComesLateAsOneMore) {
@@ -281,6 +287,47 @@ TEST_F(Replicas, TakeInABackendThatComesLateAsOneMore) {
   ASSERT_EQ(plan.replicas.size(), 3u);
   for (size_t i = 0; i < 2; ++i) EXPECT_EQ(plan.replicas[i].id, plan_.replicas[i].id);
   EXPECT_EQ(logits(*pipeline, batch(), 2), expected_logits());
+}
+
+TEST_F(Replicas, ThatGoOnAreComparedWithNewOnesByOnePrediction) {
+  options_.backends = {"c", "d"};
+  options_.goal = plan::Goal::throughput;
+  add("c");
+  add("d", FakeMachines::State::down);
+  const auto pipeline = make_pipeline();
+  pipeline->start();
+  const engine::PlanSummary alone = expect_event<PlanReady>(*pipeline).plan;
+  machines_.set_state("d", FakeMachines::State::up);
+  const engine::PlanSummary both = expect_plan_on(*pipeline, {"c", "d"});
+  ASSERT_EQ(both.replicas.size(), 2u);
+  EXPECT_EQ(both.replicas[0].id, alone.replicas[0].id);
+  EXPECT_GT(both.replicas[0].speed, 0);
+  EXPECT_EQ(both.replicas[0].speed, both.replicas[1].speed) << "they are equal machines";
+}
+
+TEST_F(Replicas, AreLostAtOnceAlsoWhileAPlanIsBeingMade) {
+  options_.backends = {"a", "b", "c"};
+  options_.cache.max_slots = 6;
+  add("c", FakeMachines::State::down);
+  const auto pipeline = make_replicated();
+  std::promise<void> asked, answers;
+  std::atomic<bool> first{true};
+  {
+    const std::lock_guard lock(machines_.stages().mutex);
+    machines_.stages().asks_memory = [&](const std::string& machine) {
+      if (machine != "c" || !first.exchange(false)) return;
+      asked.set_value();
+      answers.get_future().wait_for(kForever);
+    };
+  }
+  machines_.set_state("c", FakeMachines::State::up);
+  asked.get_future().wait();
+  machines_.cut("b");
+  const engine::PlanSummary rest = expect_event<PlanReady>(*pipeline).plan;
+  EXPECT_THAT(devices(rest), ElementsAre("a"));
+  answers.set_value();
+  EXPECT_EQ(expect_plan_on(*pipeline, {"a", "c"}).replicas[0].id, plan_.replicas[0].id);
+  EXPECT_EQ(logits(*pipeline, batch(), 1), expected_logits());
 }
 
 TEST_F(Replicas, GoOnWhereABackendLeaves) {
@@ -487,6 +534,10 @@ TEST_F(Cluster, ReportsALossThenServesFromTheReturnedBackendInANewEpoch) {
   const engine::PlanSummary plan = expect_plan_on(*pipeline, {"a", "b"});
   EXPECT_GT(plan.epoch, epoch_);
   EXPECT_EQ(machines_.n_connections("a"), 1u) << "the other backend keeps its connection";
+  const engine::RecoveryCounters recovery = pipeline->status().recovery;
+  EXPECT_EQ(recovery.losses, (std::map<std::string, uint64_t>{{"b", 1}}));
+  EXPECT_EQ(recovery.recoveries, 1u) << "once, whatever plans were tried";
+  EXPECT_GT(recovery.seconds, 0);
   EXPECT_EQ(logits(*pipeline, batch()), before) << "with empty block tables";
 }
 
@@ -591,6 +642,8 @@ TEST_F(Cluster, PausesWhereThereIsNoRoomForTwoPlansAtOnce) {
   EXPECT_THAT(expect_event<PlanLost>(*pipeline).reason, HasSubstr("placed anew"));
   EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a", "b"));
   EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+  EXPECT_EQ(pipeline->status().recovery.replicas_lost, 0u) << "nobody failed";
+  EXPECT_EQ(pipeline->status().recovery.recoveries, 0u);
 }
 
 TEST_F(Cluster, PlansAgainWhenAnotherServerTookTheMemory) {
@@ -667,6 +720,25 @@ TEST_F(Cluster, PlansWithoutABackendThatCannotLoad) {
   machines_.cut("a", FakeMachines::State::up);
   expect_event<PlanLost>(*pipeline);
   EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a"));
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, PlansWithoutABackendWhoseStageCannotBeOpened) {
+  machines_.add("a", FakeMachines::State::down);
+  machines_.add("b");
+  StageBehaviour& stages = machines_.stages();
+  stages.fails_to_open = "a";
+  auto pipeline = make_pipeline();
+  pipeline->start();
+  expect_event<PlanReady>(*pipeline);
+  machines_.set_state("a", FakeMachines::State::up);
+  for (bool failed = false; !failed; std::this_thread::yield()) {
+    const std::lock_guard lock(stages.mutex);
+    failed = stages.n_open_failures > 0;
+  }
+  machines_.cut("b", FakeMachines::State::up);
+  expect_event<PlanLost>(*pipeline);
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
   EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
 }
 
@@ -840,6 +912,26 @@ TEST_F(Cluster, EndsWhileItLoadsANewPlan) {
   auto ended = std::async(std::launch::async, [&] { pipeline.reset(); });
   EXPECT_EQ(ended.wait_for(kMoment), std::future_status::timeout) << "a load cannot be left alone";
   go_on.set_value();
+  EXPECT_EQ(ended.wait_for(kForever), std::future_status::ready);
+}
+
+TEST_F(Cluster, EndsWhileItMakesANewPlan) {
+  auto pipeline = make_started();
+  std::promise<void> asked, answers;
+  std::atomic<bool> first{true};
+  {
+    const std::lock_guard lock(machines_.stages().mutex);
+    machines_.stages().asks_memory = [&](const std::string&) {
+      if (!first.exchange(false)) return;
+      asked.set_value();
+      answers.get_future().wait();
+    };
+  }
+  machines_.cut("b", FakeMachines::State::up);
+  asked.get_future().wait();
+  auto ended = std::async(std::launch::async, [&] { pipeline.reset(); });
+  EXPECT_EQ(ended.wait_for(kMoment), std::future_status::timeout) << "a thread cannot be left alone";
+  answers.set_value();
   EXPECT_EQ(ended.wait_for(kForever), std::future_status::ready);
 }
 

@@ -26,7 +26,7 @@ struct FakeConnection {
   BackendEvents events;  // lost is called outside mutex, perhaps late
 };
 
-// How the stages of all machines behave; set by the test, read by every stage.
+// How all machines and their stages behave; set by the test, read by every stage.
 struct StageBehaviour {
   std::mutex mutex;
   std::condition_variable changed;
@@ -34,7 +34,10 @@ struct StageBehaviour {
   size_t n_held = 0;                                      // outputs that wait now
   std::function<void(const std::string& machine)> loads;  // called at the beginning of every load()
   size_t n_opened = 0;
-  std::string refuses;  // the machine on which the next load finds no memory
+  std::string refuses;        // the machine on which the next load finds no memory
+  std::string fails_to_open;  // the machine whose stages cannot be opened
+  size_t n_open_failures = 0;
+  std::function<void(const std::string& machine)> asks_memory;  // called when a machine is asked for its memory
 };
 
 // A LocalStage behind a connection: once that is cut, nothing gets in and loading fails. Outputs that are held back
@@ -71,6 +74,11 @@ class FakeStage : public stage::Stage, private stage::OutputSink {
   }
 
   void open(uint64_t session, uint64_t epoch, stage::OutputSink& sink) override {
+    {
+      const std::lock_guard lock(behaviour_.mutex);
+      behaviour_.n_open_failures += behaviour_.fails_to_open == machine_;
+      if (behaviour_.fails_to_open == machine_) throw Error(machine_ + ": the stage cannot be opened");
+    }
     sink_ = &sink;
     inner_->open(session, epoch, *this);
     const std::lock_guard lock(behaviour_.mutex);
@@ -231,7 +239,15 @@ class FakeMachines : public BackendConnector {
           behaviour_(behaviour) {}
     const std::string& name() const override { return name_; }
     std::string id() const override { return name_; }
-    uint64_t memory_free() const override { return memory_; }
+    uint64_t memory_free() const override {
+      std::function<void(const std::string&)> asks_memory;
+      {
+        const std::lock_guard lock(behaviour_.mutex);
+        asks_memory = behaviour_.asks_memory;
+      }
+      if (asks_memory) asks_memory(name_);
+      return memory_;
+    }
     const Speeds* speeds() const override { return speeds_ ? &*speeds_ : nullptr; }
     std::string numeric_class() const override { return device_.info().numeric_class; }
     std::unique_ptr<stage::Stage> make_stage() override {

@@ -75,6 +75,9 @@ class Replicas(ClusterTest):
         self.assertEqual(self.ask_all(server, backends[killed].kill), expected)
         self.assertRegex(server.log, rf"a replica of the model is lost: [^\n]*{killed}")
         self.assertEqual(server.metric("plans_lost_total"), 0)
+        self.assertEqual(server.metric("replicas_lost_total"), 1)
+        self.assertEqual(server.metric("recoveries_total"), 1)
+        self.assertIn(f'llamacpp:device_losses_total{{device="{killed}"}} 1\n', server.get("/metrics")[1])
         self.assertGreater(server.metric("tokens_recomputed_total"), 0)
         self.assertIn(kept, self.replicas(server).values())
         self.assertNotIn(killed, self.replicas(server).values())
@@ -90,6 +93,7 @@ class Replicas(ClusterTest):
         self.assertEqual(self.ask_all(server, lambda: stopped.append(leaving.stop())), expected)
         self.assertEqual(stopped, [0])
         self.assertEqual(server.metric("plans_lost_total"), 0)
+        self.assertEqual(server.metric("replicas_lost_total"), 0)
 
     def test_plan_shows_replicas_only_where_they_serve_more_streams(self):
         def plan(backends, *more):

@@ -630,7 +630,7 @@ TEST_F(ApiReady, DescribesItselfInProps) {
 
 TEST_F(ApiReady, CountsInPrometheusFormat) {
   script(3, "hi");
-  pipeline_.machines = {{{"10.0.0.2:50052", 0.0005, 0.00025, 1000, 2000}}, plan_.epoch, {3}};
+  pipeline_.machines = {{{"10.0.0.2:50052", 0.0005, 0.00025, 1000, 2000}}, plan_.epoch, {3}, {3, {{"a:1", 3}}, 2, 1.5}};
   post("/completion", body());
   while (engine_.status().counters.finished < 1) std::this_thread::yield();
   const Reply reply = get("/metrics");
@@ -643,6 +643,10 @@ TEST_F(ApiReady, CountsInPrometheusFormat) {
   EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_rtt_mean_seconds{backend=\"10.0.0.2:50052\"} 0.00025\n"));
   EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_received_bytes_total{backend=\"10.0.0.2:50052\"} 1000\n"));
   EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:backend_sent_bytes_total{backend=\"10.0.0.2:50052\"} 2000\n"));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:replicas_lost_total 3\n"));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:recoveries_total 2\n"));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:recovery_seconds_total 1.5\n"));
+  EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:device_losses_total{device=\"a:1\"} 3\n"));
   EXPECT_THAT(reply.text, HasSubstr("\nllamacpp:stage_queue{stage=\"0\",replica=\"0\",device=\""));
   std::istringstream lines(reply.text);
   for (std::string line; std::getline(lines, line);) {
