@@ -20,9 +20,9 @@ CARAVAN_INLINE const ActivationBlock& block_of(const ActivationRows<R>& rows, in
   return static_cast<const ActivationBlock*>(rows.row[r])[b];
 }
 
-// Asks for the kBytes of weights that lie 8 KiB behind p, into the second-level cache, which can wait for more of them at
-// once than the first, and into the first for those close behind p. One row outruns nothing: the processor fetches ahead
-// of it by itself. With several rows a block takes longer to compute than that reaches.
+// Asks for the kBytes of weights that lie 8 KiB behind p, into the second-level cache, which can wait for more of them
+// at once than the first, and into the first for those close behind p. One row outruns nothing: the processor fetches
+// ahead of it by itself. With several rows a block takes longer to compute than that reaches.
 template <int R, size_t kBytes>
 CARAVAN_INLINE void fetch_ahead(const void* p) {
   constexpr size_t kFar = 8192, kNear = 768;
