@@ -6,7 +6,9 @@
 #include <cstdlib>
 #include <fstream>
 
-#if defined(__aarch64__) || defined(__arm__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) || defined(__arm__)
 #include <sys/auxv.h>
 #endif
 
@@ -16,10 +18,17 @@ namespace caravan {
 namespace {
 
 constexpr std::pair<Isa, std::string_view> kIsaNames[] = {
-    {Isa::scalar, "scalar"},           {Isa::avx2, "avx2"}, {Isa::avx512, "avx512"},
-    {Isa::avx512_vnni, "avx512_vnni"}, {Isa::neon, "neon"}, {Isa::neon_dot, "neon_dot"},
-    {Isa::neon_i8mm, "neon_i8mm"},
+    {Isa::scalar, "scalar"},           {Isa::avx2, "avx2"}, {Isa::avx_vnni, "avx_vnni"}, {Isa::avx512, "avx512"},
+    {Isa::avx512_vnni, "avx512_vnni"}, {Isa::neon, "neon"}, {Isa::neon_dot, "neon_dot"}, {Isa::neon_i8mm, "neon_i8mm"},
 };
+
+#if defined(__x86_64__)
+// Of processors with AVX2, on which it needs nothing more from the system.
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
+}
+#endif
 
 }  // namespace
 
@@ -35,6 +44,7 @@ std::vector<Isa> supported_isas() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
     isas.push_back(Isa::avx2);
+    if (has_avx_vnni()) isas.push_back(Isa::avx_vnni);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
       isas.push_back(Isa::avx512);

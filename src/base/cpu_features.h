@@ -8,10 +8,11 @@
 namespace caravan {
 
 // Kernel families, from the least to the most capable within an architecture.
-// avx2 means AVX2 + FMA + F16C; avx512 means F, BW, DQ, VL on top; avx512_vnni adds VNNI. neon_dot: Armv8.2 dotprod.
-enum class Isa { scalar, avx2, avx512, avx512_vnni, neon, neon_dot, neon_i8mm };
+// avx2 means AVX2 + FMA + F16C, avx_vnni AVX-VNNI on top; avx512 means F, BW, DQ, VL on top; avx512_vnni adds VNNI.
+// neon_dot: Armv8.2 dotprod.
+enum class Isa { scalar, avx2, avx_vnni, avx512, avx512_vnni, neon, neon_dot, neon_i8mm };
 
-// The name used in logs, benchmarks and CARAVAN_ISA: "scalar", "avx2", "avx512", "avx512_vnni", "neon", ...
+// The name used in logs, benchmarks and CARAVAN_ISA: "scalar", "avx2", "avx_vnni", "avx512", "avx512_vnni", "neon", ...
 std::string_view isa_name(Isa isa);
 
 // Every instruction set that this processor (and operating system) can run, scalar first.

@@ -6,6 +6,11 @@
 #include "tensor/half.h"
 
 namespace caravan::device::cpu::testing {
+
+#if defined(__x86_64__)
+const Kernels& avx_vnni_kernels_of_avx512();  // avx_vnni_of_avx512.cpp
+#endif
+
 namespace {
 
 using tensor::DType;
@@ -82,7 +87,7 @@ std::vector<float> product(const Kernels& kernels, Weights& w, const std::vector
 class KernelsMulMat : public EveryIsa {};
 INSTANTIATE_TEST_SUITE_P(Isas, KernelsMulMat, ::testing::ValuesIn(supported_isas()), isa_test_name);
 
-TEST_P(KernelsMulMat, MatchesScalarForEveryTypeShapeAndRowCount) {
+void expect_scalar_bits(const Kernels& kernels) {
   for (const DType dtype : kTypes) {
     const int64_t block = tensor::dtype_info(dtype).block_length;
     for (const int64_t n_in :
@@ -91,13 +96,23 @@ TEST_P(KernelsMulMat, MatchesScalarForEveryTypeShapeAndRowCount) {
         Weights w = make_weights(dtype, n_in, n_out);
         for (const int64_t n_rows : {1, 2, 3, 7, 13, 27}) {
           const auto x = random_row(n_in * n_rows, 7);
-          const auto expected = product(scalar(), w, x, n_rows), actual = product(kernels(), w, x, n_rows);
+          const auto expected = product(scalar(), w, x, n_rows), actual = product(kernels, w, x, n_rows);
           ASSERT_TRUE(same_bits(actual.data(), expected.data(), n_rows * n_out))
               << tensor::dtype_name(dtype) << " n_in " << n_in << " n_out " << n_out << " rows " << n_rows;
         }
       }
   }
 }
+
+TEST_P(KernelsMulMat, MatchesScalarForEveryTypeShapeAndRowCount) { expect_scalar_bits(kernels()); }
+
+#if defined(__x86_64__)
+TEST(KernelsAvxVnni, MatchesScalarInTheEncodingOfAvx512) {
+  if (!__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512vl"))
+    GTEST_SKIP() << "needs a processor with AVX-512 VNNI";
+  expect_scalar_bits(avx_vnni_kernels_of_avx512());
+}
+#endif
 
 TEST_P(KernelsMulMat, GivesTheSameBitsForOneRowAndMany) {
   for (const DType dtype : kTypes) {

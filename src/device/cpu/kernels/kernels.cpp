@@ -13,6 +13,8 @@ const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
     case Isa::avx2:
       return avx2_kernels();
+    case Isa::avx_vnni:
+      return avx_vnni_kernels();
     case Isa::avx512:
       return avx512_kernels();
     case Isa::avx512_vnni:

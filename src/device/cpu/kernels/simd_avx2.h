@@ -1,5 +1,6 @@
-// The SIMD vocabulary on AVX2, FMA and F16C: sixteen lanes are two 256-bit registers (lanes 0..7 in lo, 8..15 in hi).
-// Included by isa_avx2.cpp only, inside its namespace and target region. What each name computes: simd_scalar.h.
+// The SIMD vocabulary on AVX2, FMA and F16C: sixteen lanes are two 256-bit registers (lanes 0..7 in lo, 8..15 in hi);
+// with CARAVAN_VNNI, dot products by vpdpbusd. Included by isa_avx2.cpp and isa_avx_vnni.cpp, inside their namespaces
+// and target regions. What each name computes: simd_scalar.h.
 #pragma once
 
 struct F32x16 {
@@ -178,6 +179,65 @@ CARAVAN_INLINE __m256i broadcast_4(const void* p) {
   return _mm256_set1_epi32(x);
 }
 
+#if defined(CARAVAN_VNNI)
+
+// acc + the products of four unsigned weights and four activations in each of eight lanes.
+CARAVAN_INLINE __m256i dpbusd(__m256i acc, __m256i w, __m256i a) {
+#if defined(CARAVAN_VNNI_OF_AVX512)
+  return _mm256_dpbusd_epi32(acc, w, a);
+#else
+  return _mm256_dpbusd_avx_epi32(acc, w, a);
+#endif
+}
+
+// Small weights: the accumulator starts at minus the offset times the activations' sum.
+struct DotSmall {
+  I32x16 sum;
+};
+template <int kOffset>
+CARAVAN_INLINE DotSmall dot_begin(const ActivationBlock& a, int half) {
+  if constexpr (kOffset == 0) return {isplat(0)};
+  return {isplat(-kOffset * (kOffset == 32 ? a.half_sum[half] : a.sum))};
+}
+CARAVAN_INLINE void dot_add(DotSmall& dot, U8x64 w, const int8_t* a) {
+  const __m256i x = broadcast_4(a);
+  dot.sum = {dpbusd(dot.sum.lo, w.lo, x), dpbusd(dot.sum.hi, w.hi, x)};
+}
+template <int kOffset>
+CARAVAN_INLINE I32x16 dot_end(DotSmall dot, const ActivationBlock&, int) {
+  return dot.sum;
+}
+struct DotScale {
+  I32x16 v;
+};
+CARAVAN_INLINE DotScale load_dot_scale(const int8_t* p) { return {load_i8(p)}; }
+template <int kOffset>
+CARAVAN_INLINE I32x16 dot_end_scaled(DotSmall dot, DotScale s, const ActivationBlock&, int) {
+  return {_mm256_mullo_epi32(dot.sum.lo, s.v.lo), _mm256_mullo_epi32(dot.sum.hi, s.v.hi)};
+}
+
+// Signed weights become unsigned by adding 128, which the start value takes back.
+struct SignedWeights {
+  __m256i lo, hi;
+};
+CARAVAN_INLINE SignedWeights signed_weights(__m256i lo, __m256i hi) {
+  const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80));
+  return {_mm256_xor_si256(lo, top), _mm256_xor_si256(hi, top)};
+}
+struct DotSigned {
+  I32x16 sum;
+};
+CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock& a) { return {isplat(-128 * a.sum)}; }
+CARAVAN_INLINE DotSigned dot_signed_begin(const ActivationBlock& a, int half) {
+  return {isplat(-128 * a.half_sum[half])};
+}
+CARAVAN_INLINE void dot_add(DotSigned& dot, SignedWeights w, const int8_t* a) {
+  const __m256i x = broadcast_4(a);
+  dot.sum = {dpbusd(dot.sum.lo, w.lo, x), dpbusd(dot.sum.hi, w.hi, x)};
+}
+
+#else
+
 // Small weights: maddubs gives 16-bit sums of two products, and 16-bit additions suffice for a whole block, because the
 // accumulator starts at minus the offset times the activations: the final value is a sum of 16 terms of at most
 // 8 * 127 (Q4_0), 15 * 127 (Q4_K) or 16 * 127 (five bits), or of 8 terms of at most 32 * 127 (half a Q6_K block), below
@@ -226,14 +286,6 @@ struct SignedWeights {
 CARAVAN_INLINE SignedWeights signed_weights(__m256i lo, __m256i hi) {
   return {lo, hi, _mm256_abs_epi8(lo), _mm256_abs_epi8(hi)};
 }
-CARAVAN_INLINE SignedWeights load_signed(const int8_t* p) { return signed_weights(load_256(p), load_256(p + 32)); }
-struct CodeTable {
-  __m256i v;  // twice
-};
-CARAVAN_INLINE CodeTable load_codes(const int8_t* p) { return {_mm256_broadcastsi128_si256(load_128(p))}; }
-CARAVAN_INLINE SignedWeights look_up(CodeTable table, U8x64 codes) {
-  return signed_weights(_mm256_shuffle_epi8(table.v, codes.lo), _mm256_shuffle_epi8(table.v, codes.hi));
-}
 struct DotSigned {
   I32x16 sum;
 };
@@ -245,4 +297,15 @@ CARAVAN_INLINE void dot_add(DotSigned& dot, SignedWeights w, const int8_t* a) {
   const __m256i hi = _mm256_maddubs_epi16(w.abs_hi, _mm256_sign_epi8(x, w.hi));
   dot.sum = iadd(dot.sum, {_mm256_madd_epi16(lo, one), _mm256_madd_epi16(hi, one)});
 }
+
+#endif
+
 CARAVAN_INLINE I32x16 dot_end(DotSigned dot) { return dot.sum; }
+CARAVAN_INLINE SignedWeights load_signed(const int8_t* p) { return signed_weights(load_256(p), load_256(p + 32)); }
+struct CodeTable {
+  __m256i v;  // twice
+};
+CARAVAN_INLINE CodeTable load_codes(const int8_t* p) { return {_mm256_broadcastsi128_si256(load_128(p))}; }
+CARAVAN_INLINE SignedWeights look_up(CodeTable table, U8x64 codes) {
+  return signed_weights(_mm256_shuffle_epi8(table.v, codes.lo), _mm256_shuffle_epi8(table.v, codes.hi));
+}
