@@ -11,7 +11,7 @@
 namespace caravan {
 
 // The units [0, n), n < 2^31, in as many shares as there are workers. A worker takes pieces from the front of its own
-// share, one after the other, then from the back of what others have not begun.
+// share, one after the other, then from the back of what the next few others have not begun.
 class WorkQueue {
  public:
   explicit WorkQueue(int n_workers)
@@ -29,13 +29,15 @@ class WorkQueue {
   // (>= 1) down to one unit.
   WorkRange take(int worker, int64_t max_piece) {
     WorkRange piece = take_from(worker, max_piece, true);
-    for (int other = 1; piece.begin == piece.end && other < n_workers_; ++other)
+    for (int other = 1; piece.begin == piece.end && other < std::min(n_workers_, kOthers + 1); ++other)
       piece = take_from((worker + other) % n_workers_, max_piece, false);
     return piece;
   }
 
  private:
   static constexpr int64_t kPiecesLeft = 4;  // a piece is at most this part of what is left
+  static constexpr int kOthers =
+      7;  // whose shares a worker looks at: among many cores, all would cost more than it gains
 
   struct alignas(64) Share {
     std::atomic<uint64_t> left{0};  // begin, and end in the upper half
