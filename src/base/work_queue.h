@@ -36,8 +36,8 @@ class WorkQueue {
 
  private:
   static constexpr int64_t kPiecesLeft = 4;  // a piece is at most this part of what is left
-  static constexpr int kOthers =
-      7;  // whose shares a worker looks at: among many cores, all would cost more than it gains
+  // Whose shares a worker looks at: among many cores, looking at all would cost more than it gains.
+  static constexpr int kOthers = 7;
 
   struct alignas(64) Share {
     std::atomic<uint64_t> left{0};  // begin, and end in the upper half
