@@ -317,7 +317,7 @@ TEST_F(Replicas, AreLostAtOnceAlsoWhileAPlanIsBeingMade) {
     machines_.stages().asks_memory = [&](const std::string& machine) {
       if (machine != "c" || !first.exchange(false)) return;
       asked.set_value();
-      answers.get_future().wait_for(kForever);
+      answers.get_future().wait_for(2 * kForever);
     };
   }
   machines_.set_state("c", FakeMachines::State::up);
