@@ -163,7 +163,7 @@ class Device {
   // does not fit the graph.
   virtual std::unique_ptr<Executable> compile(const graph::Graph& graph, std::shared_ptr<const WeightSet> weights,
                                               std::shared_ptr<Cache> cache, const RunLimits& limits) = 0;
-  // Fills in rankings, on all threads. NaN counts as the smallest logit.
+  // Fills in rankings, on all threads that are free. NaN counts as the smallest logit.
   virtual void rank(std::span<Ranking> rows) = 0;
   // Graphs compiled since the start.
   virtual uint64_t n_compiled() const = 0;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <mutex>
 
 #include "base/error.h"
 
@@ -76,11 +77,12 @@ void CpuDevice::rank(std::span<Ranking> rows) {
     row.log_sum_exp = engine_.kernels.log_sum_exp(row.logits.data(), n);
     if (k > 0) engine_.kernels.top_k(row.logits.data(), n, k, row.best.data());
   };
-  if (rows.size() < 2) {  // sooner done than threads are called
+  // One row is sooner done than threads are called, and all are than another session's run ends.
+  const std::unique_lock lock(engine_.run_mutex, std::try_to_lock);
+  if (rows.size() < 2 || !lock.owns_lock()) {
     std::for_each(rows.begin(), rows.end(), rank_row);
     return;
   }
-  const std::lock_guard lock(engine_.run_mutex);
   engine_.pool.run([&](int worker) {
     const auto part = split_work(static_cast<int64_t>(rows.size()), worker, engine_.pool.n_threads());
     for (int64_t row = part.begin; row < part.end; ++row) rank_row(rows[static_cast<size_t>(row)]);
