@@ -396,6 +396,14 @@ void SliceSession::run(const Batch& batch, std::span<const float> input, StageOu
   executable_->run(run);
 }
 
+namespace {
+
+std::span<const float> row_of(const std::vector<float>& values, size_t index, size_t width) {
+  return std::span(values).subspan(index * width, width);
+}
+
+}  // namespace
+
 // Candidates of the outputs that want them.
 void SliceSession::rank(const Batch& batch) {
   const size_t n_vocab = slice_->hyperparameters().n_vocab;
@@ -408,25 +416,22 @@ void SliceSession::rank(const Batch& batch) {
   rankings_.assign(batch.outputs.size(), {});
   for (size_t i = 0, begin = 0; i < batch.outputs.size(); begin += n_candidates(batch.outputs[i++]))
     if (batch.outputs[i].kind == OutputKind::candidates)
-      rankings_[i] = {std::span(logits_).subspan(i * n_vocab, n_vocab),
+      rankings_[i] = {row_of(logits_, i, n_vocab),
                       std::span(candidates_).subspan(begin, n_candidates(batch.outputs[i]))};
   slice_->device().rank(rankings_);
 }
 
 RowOutput SliceSession::row_output(const OutputRequest& request, size_t index) const {
-  const auto row_of = [&](const std::vector<float>& values, size_t width) {
-    return std::span(values).subspan(index * width, width);
-  };
   RowOutput result;
   result.row = request.row;
   result.kind = request.kind;
   if (request.kind == OutputKind::none) return result;
   if (request.kind == OutputKind::hidden) {
-    const auto row = row_of(embedding_, slice_->hyperparameters().n_embd);
+    const auto row = row_of(embedding_, index, slice_->hyperparameters().n_embd);
     result.values.assign(row.begin(), row.end());
     return result;
   }
-  const auto logits = row_of(logits_, slice_->hyperparameters().n_vocab);
+  const auto logits = row_of(logits_, index, slice_->hyperparameters().n_vocab);
   if (request.kind == OutputKind::logits) {
     result.values.assign(logits.begin(), logits.end());
     return result;

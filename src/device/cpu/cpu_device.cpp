@@ -78,8 +78,8 @@ void CpuDevice::rank(std::span<Ranking> rows) {
     if (k > 0) engine_.kernels.top_k(row.logits.data(), n, k, row.best.data());
   };
   // One row is sooner done than threads are called, and all are than another session's run ends.
-  const std::unique_lock lock(engine_.run_mutex, std::try_to_lock);
-  if (rows.size() < 2 || !lock.owns_lock()) {
+  std::unique_lock lock(engine_.run_mutex, std::defer_lock);
+  if (rows.size() < 2 || !lock.try_lock()) {
     std::for_each(rows.begin(), rows.end(), rank_row);
     return;
   }

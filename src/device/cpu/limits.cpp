@@ -215,8 +215,9 @@ double seconds_of(int n_threads, const Work& work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Iterations of a loop that keep one thread busy for about a tenth of a second.
-constexpr double kMeasureSeconds = 0.1;
+constexpr double kMeasureSeconds = 0.1;  // of one limit
+
+// Iterations of a loop that keep one thread busy for about that long.
 template <typename Loop>
 int64_t iterations_for(Loop loop) {
   int64_t n = 100'000;

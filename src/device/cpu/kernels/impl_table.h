@@ -1,5 +1,13 @@
-// The table of one instruction set. Included last by isa_*.cpp inside their target regions.
+// All kernels over the vocabulary that was included before, and the table of them. Included by isa_*.cpp inside their
+// target regions.
 #pragma once
+
+// clang-format off: order matters
+#include "device/cpu/kernels/impl_math.h"
+#include "device/cpu/kernels/impl_row_ops.h"
+#include "device/cpu/kernels/impl_mul_mat.h"
+#include "device/cpu/kernels/impl_attention.h"
+// clang-format on
 
 template <Isa kIsa>
 constexpr Kernels make_kernels() {

@@ -2,7 +2,7 @@
 // functions are compiled with wide instructions, and the declarations of the tables.
 //
 // An isa_*.cpp is: this header; its intrinsics; a target region around an anonymous namespace with one vocabulary
-// (simd_*.h) and all kernels (impl_*.h); a function that returns the table. No translation unit has -m flags.
+// (simd_*.h) and all kernels (impl_table.h); a function that returns the table. No translation unit has -m flags.
 #pragma once
 
 #include <bit>

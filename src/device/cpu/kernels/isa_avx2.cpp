@@ -15,10 +15,6 @@ namespace caravan::device::cpu {
 namespace {
 // clang-format off: order matters
 #include "device/cpu/kernels/simd_avx2.h"
-#include "device/cpu/kernels/impl_math.h"
-#include "device/cpu/kernels/impl_row_ops.h"
-#include "device/cpu/kernels/impl_mul_mat.h"
-#include "device/cpu/kernels/impl_attention.h"
 #include "device/cpu/kernels/impl_table.h"
 // clang-format on
 
