@@ -320,6 +320,11 @@ void ClusterPipeline::make_first_plan() {
       } else {
         spdlog::warn("{}; planning again", error.what());
       }
+    } catch (const remote::StalledError& error) {
+      const size_t n_before = stalled_.size();
+      note_stall(loading);
+      if (stalled_.size() == n_before && !options_.waits_on) throw;
+      spdlog::error("{}; planning without it where that can be", error.what());
     } catch (const Error& error) {
       if (loading.candidate.why_broken().empty()) throw;
       spdlog::warn("{}; planning again", error.what());
@@ -666,6 +671,8 @@ void ClusterPipeline::open_stages(Loading& loading, Replica& replica) {
       }
       try {
         part.direct->open(session_, replica.epoch, *part.hop, routes);
+      } catch (const remote::StalledError&) {
+        throw;  // the backend stands still, not its connection to the next
       } catch (const Error& error) {
         if (!part.hands_on) throw;
         spdlog::warn("activations from {} to {} are relayed by this server: {}", part.device,
@@ -812,6 +819,7 @@ void ClusterPipeline::activate(Loading& loading) {
   const double seconds = lost_since_ ? std::chrono::duration<double>(Clock::now() - *lost_since_).count() : 0;
   if (lost_since_) spdlog::info("recovered in {:.2f} s", seconds);
   lost_since_.reset();
+  stalled_.clear();
   if (const auto absent = membership_ ? membership_->missing() : std::vector<std::string>(); !absent.empty())
     spdlog::warn("serving without {}", fmt::join(absent, ", "));
   std::unique_ptr<ActivePlan> before;
@@ -1225,7 +1233,10 @@ void ClusterPipeline::begin_loading(Candidate candidate) {
     const Replica* used = same_cache ? in_use(loading_->candidate, r) : nullptr;
     loading_->kept.push_back(used != nullptr ? used->epoch : 0);
   }
-  plan_is_loading_ = true;
+  const auto& stages = loading_->candidate.placement.stages;
+  plan_is_loading_ = std::none_of(stages.begin(), stages.end(), [&](const plan::PlacedStage& placed) {
+    return stalled_.contains(loading_->candidate.members[placed.device].connection);
+  });
   loading_->thread = std::thread([this, loading = loading_.get()] {
     try {
       load_plan(*loading);
@@ -1280,10 +1291,20 @@ void ClusterPipeline::loading_failed(Loading& loading) {
     if (++n_refused_ > kRefusalsAtOnce) next_attempt_ += random_part(options_.retry_interval);
   } catch (const std::exception& error) {
     spdlog::error("{}: {}; planning without it where that can be", loading.device, error.what());
-    avoid(loading.device);
+    if (dynamic_cast<const remote::StalledError*>(&error) != nullptr)
+      note_stall(loading);
+    else
+      avoid(loading.device);
     if (active_) considered_ = 0;  // perhaps somebody else has come, too
     next_attempt_ += options_.retry_interval;
   }
+}
+
+// The device that was being loaded stood still: the next load there is waited for, but promises nothing.
+void ClusterPipeline::note_stall(const Loading& loading) {
+  avoid(loading.device);
+  for (size_t i = 0; i < loading.candidate.offers.size(); ++i)
+    if (loading.candidate.offers[i].name == loading.device) stalled_.insert(loading.candidate.members[i].connection);
 }
 
 // Without a plan: on what is there.

@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <thread>
@@ -162,6 +163,7 @@ class ClusterPipeline : public engine::Pipeline {
   std::string why_useless(const Loading& loading) const;
   void finish_loading();
   void loading_failed(Loading& loading);
+  void note_stall(const Loading& loading);
   void avoid(const std::string& device);
   void plan_again();
   void plan_better();
@@ -206,6 +208,8 @@ class ClusterPipeline : public engine::Pipeline {
   std::unique_ptr<Loading> loading_;        // these two
   uint64_t considered_ = 0;                 // the membership's generation that the plan in use was compared with
   uint32_t n_refused_ = 0;                  // reservations, one after the other
+  // Of backends whose stages were loaded for the next plan and stood still.
+  std::set<std::shared_ptr<const Membership::Connection>> stalled_;
   std::optional<std::chrono::steady_clock::time_point> lost_since_;
   bool recovers_ = false;  // the plan was lost with a device, and not for another plan
   std::chrono::steady_clock::time_point next_attempt_, next_log_;

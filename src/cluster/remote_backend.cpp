@@ -35,15 +35,18 @@ std::optional<std::string> description(const remote::BackendInfo& info) {
 
 class RemoteBackend : public Backend {
  public:
-  RemoteBackend(std::string name, std::shared_ptr<remote::BackendLink> link, std::optional<Speeds> speeds)
-      : name_(std::move(name)), link_(std::move(link)), speeds_(std::move(speeds)) {}
+  RemoteBackend(std::string name, std::shared_ptr<remote::BackendLink> link, std::optional<Speeds> speeds,
+                std::chrono::milliseconds stage_patience)
+      : name_(std::move(name)), link_(std::move(link)), speeds_(std::move(speeds)), stage_patience_(stage_patience) {}
   ~RemoteBackend() override { link_->close(); }
 
   const std::string& name() const override { return name_; }
   std::string id() const override { return link_->info().id; }
   uint64_t memory_free() const override { return link_->refresh_memory_free(kMemoryTimeout).at(kDevice); }
   std::string numeric_class() const override { return link_->info().devices.at(kDevice).numeric_class; }
-  std::unique_ptr<stage::Stage> make_stage() override { return std::make_unique<remote::RemoteStage>(link_, kDevice); }
+  std::unique_ptr<stage::Stage> make_stage() override {
+    return std::make_unique<remote::RemoteStage>(link_, kDevice, stage_patience_);
+  }
   remote::LinkTraffic traffic() const override { return link_->traffic(); }
   const Speeds* speeds() const override { return speeds_ ? &*speeds_ : nullptr; }
   std::optional<stage::PeerRoute> peer_address() const override {
@@ -57,6 +60,7 @@ class RemoteBackend : public Backend {
   const std::string name_;
   const std::shared_ptr<remote::BackendLink> link_;  // shared with the stages on it
   const std::optional<Speeds> speeds_;
+  const std::chrono::milliseconds stage_patience_;
 };
 
 class RemoteConnector : public BackendConnector {
@@ -92,7 +96,7 @@ class RemoteConnector : public BackendConnector {
     link->on_lost([lost = std::move(events.lost)](const std::string& reason) { lost(reason); });
     link->on_leaving(std::move(events.leaving));
     std::optional<Backend::Speeds> speeds = speeds_of(*link);
-    return std::make_unique<RemoteBackend>(name, std::move(link), std::move(speeds));
+    return std::make_unique<RemoteBackend>(name, std::move(link), std::move(speeds), options_.stage_patience);
   }
 
  private:

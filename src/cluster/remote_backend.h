@@ -7,6 +7,7 @@
 
 #include "cluster/backend.h"
 #include "net/io.h"
+#include "remote/remote_stage.h"
 #include "stage/layer_sample.h"
 
 namespace caravan::cluster {
@@ -14,7 +15,8 @@ namespace caravan::cluster {
 struct RemoteOptions {
   std::string token;  // empty: plaintext, only to backends without a token
   std::chrono::milliseconds heartbeat_timeout{5000};
-  stage::SpeedQuestions questions = {};  // what backends measure; without types: nothing
+  stage::SpeedQuestions questions = {};                               // what backends measure; without types: nothing
+  std::chrono::milliseconds stage_patience = remote::kStagePatience;  // of their stages, see remote::RemoteStage
 };
 
 // Connects to `caravan backend` processes. io outlives the connector and its backends. Throws RequestError for a token

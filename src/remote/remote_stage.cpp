@@ -55,8 +55,9 @@ class ChunkServer {
         chunks_.emplace(tensor.chunks.at(i), weights::ChunkRef{&tensor, i});
   }
 
-  // Sends what is wanted, in order; only chunks of the manifest exist for the peer. The peer verifies the bytes.
-  void answer(const pb::WantChunks& want, Channel& channel) const {
+  // Sends what is wanted, in order; only chunks of the manifest exist for the peer. The peer verifies the bytes. sent
+  // is called after each.
+  void answer(const pb::WantChunks& want, Channel& channel, const std::function<void()>& sent) const {
     if (static_cast<uint32_t>(want.digests_size()) > kMaxChunksPerWant)
       throw ProtocolError(
           fmt::format("WantChunks: {} chunks, at most {} are accepted", want.digests_size(), kMaxChunksPerWant));
@@ -75,6 +76,7 @@ class ChunkServer {
       if (!have) bytes.clear();
       if (!channel.wait_for_room(kQueuedChunkBytes)) return;
       channel.send(MessageType::chunk, reply, std::move(bytes));
+      sent();
     }
   }
 
@@ -93,8 +95,9 @@ class RemoteStage::State : public BackendLink::Listener {
   void on_lost(const std::string& reason) override;
   uint64_t max_output_bytes() const override;
 
-  // The next frame of a conversation, waiting for it. Throws Error when the link is lost, or what an Error says.
-  net::Frame next_frame();
+  // The next frame of a conversation, waiting for it. Throws Error when the link is lost, or what an Error says;
+  // StalledError with what the backend was to do when nothing comes for patience.
+  net::Frame next_frame(std::chrono::milliseconds patience, std::string_view task);
   void start_conversation();
   void deliver(const net::Frame& frame);
   void hop_lost(const pb::HopLost& message);
@@ -229,9 +232,11 @@ void RemoteStage::State::start_conversation() {
   conversation.clear();
 }
 
-net::Frame RemoteStage::State::next_frame() {
+net::Frame RemoteStage::State::next_frame(std::chrono::milliseconds patience, std::string_view task) {
   std::unique_lock lock(mutex);
-  changed.wait(lock, [&] { return !conversation.empty() || !lost.empty(); });
+  if (!changed.wait_for(lock, patience, [&] { return !conversation.empty() || !lost.empty(); }))
+    throw StalledError(fmt::format("{}: no progress for {:.1f} s while it was to {}", who,
+                                   std::chrono::duration<double>(patience).count(), task));
   if (conversation.empty()) throw Error(lost);
   net::Frame frame = std::move(conversation.front());
   conversation.pop_front();
@@ -240,9 +245,10 @@ net::Frame RemoteStage::State::next_frame() {
   return frame;
 }
 
-RemoteStage::RemoteStage(std::shared_ptr<BackendLink> link, size_t device)
+RemoteStage::RemoteStage(std::shared_ptr<BackendLink> link, size_t device, std::chrono::milliseconds patience)
     : link_(std::move(link)),
       device_(device),
+      patience_(patience),
       state_(std::make_shared<State>("backend " + link_->info().endpoint.text())),
       stage_(link_->attach(state_)) {
   CARAVAN_ASSERT(device_ < link_->info().devices.size(), "callers choose from the backend's devices");
@@ -283,7 +289,7 @@ void RemoteStage::reserve(const stage::MemoryNeed& need, const Digest& key) {
   message.set_scratch(need.scratch);
   message.set_content_key(key.bytes.data(), key.bytes.size());
   link_->channel().send(MessageType::reserve, message);
-  const net::Frame frame = state_->next_frame();
+  const net::Frame frame = state_->next_frame(patience_, "reserve memory");
   if (frame.type != static_cast<uint16_t>(MessageType::lease))
     throw ProtocolError(fmt::format("{}: {} in place of Lease", state_->who, message_name(frame.type)));
 }
@@ -308,14 +314,19 @@ void RemoteStage::load(const stage::LoadRequest& request, std::span<weights::Wei
   EncodedLoad encoded = encode_load(request, stage_, static_cast<uint32_t>(device_));
   if (link_->info().protocol_minor >= kMinorWithSharedWeights) encode_peers(encoded.header, others_);
   link_->channel().send(MessageType::load_slice, encoded.header, std::move(encoded.payload));
+  uint64_t done_bytes = 0;
+  const auto tell = [&] {
+    if (on_progress) on_progress(done_bytes);
+  };
   while (true) {
-    const net::Frame frame = state_->next_frame();
+    const net::Frame frame = state_->next_frame(patience_, "load its layers");
     switch (static_cast<MessageType>(frame.type)) {
       case MessageType::want_chunks:
-        chunks.answer(parse_header<pb::WantChunks>(frame), link_->channel());
+        chunks.answer(parse_header<pb::WantChunks>(frame), link_->channel(), tell);
         break;
       case MessageType::load_progress:
-        if (on_progress) on_progress(parse_header<pb::LoadProgress>(frame).bytes_done());
+        done_bytes = parse_header<pb::LoadProgress>(frame).bytes_done();
+        tell();
         break;
       case MessageType::loaded: {
         const auto loaded = parse_header<pb::Loaded>(frame);
@@ -393,7 +404,7 @@ void RemoteStage::open(uint64_t session, uint64_t epoch, stage::OutputSink& sink
   }
   if (!begin_session(session, epoch, sink, routes)) throw Error(state_->who + ": the stage has not been loaded");
   while (true) {
-    const net::Frame frame = state_->next_frame();
+    const net::Frame frame = state_->next_frame(patience_, "open a session");
     if (frame.type != static_cast<uint16_t>(MessageType::session_opened))
       throw ProtocolError(fmt::format("{}: {} in place of SessionOpened", state_->who, message_name(frame.type)));
     const auto opened = parse_header<pb::SessionOpened>(frame);

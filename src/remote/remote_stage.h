@@ -1,6 +1,7 @@
 // A stage on a backend, driven over a link.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,10 +12,23 @@
 
 namespace caravan::remote {
 
+// A backend gives signs of life, but none of working on what its stage was asked.
+class StalledError : public Error {
+ public:
+  using Error::Error;
+};
+
+// How long a backend may be silent about what its stage was asked. While it loads it tells at every chunk: 4 MiB, which
+// take so long where less than 140 kB arrive a second. Shorter than engine::EngineOptions::recovery_timeout, so that
+// time is left for others to take its place.
+inline constexpr std::chrono::milliseconds kStagePatience{30000};
+
 class RemoteStage : public stage::DirectStage {
  public:
-  // device: index into BackendInfo::devices.
-  explicit RemoteStage(std::shared_ptr<BackendLink> link, size_t device = 0);
+  // device: index into BackendInfo::devices. reserve(), load() and open() with routes throw StalledError when nothing
+  // is heard about them for patience.
+  explicit RemoteStage(std::shared_ptr<BackendLink> link, size_t device = 0,
+                       std::chrono::milliseconds patience = kStagePatience);
   // The backend frees the KV cache; the weights stay for its keep_alive. No sink is called afterwards. Does not wait:
   // what the backend is asked next, it does after this.
   ~RemoteStage() override;
@@ -28,7 +42,7 @@ class RemoteStage : public stage::DirectStage {
   void ask_others(std::vector<PeerAddress> others) { others_ = std::move(others); }
 
   // The manifest must have hashes: the backend asks for chunks by them, and they are read from sources on the calling
-  // thread.
+  // thread. on_progress is called for each chunk sent, too: what it throws ends the load.
   void load(const stage::LoadRequest& request, std::span<weights::WeightSource* const> sources,
             const ProgressFunction& on_progress) override;
   // What the backend said it holds for the loaded stage.
@@ -56,6 +70,7 @@ class RemoteStage : public stage::DirectStage {
   bool begin_session(uint64_t session, uint64_t epoch, stage::OutputSink& sink, const stage::Routes& routes);
   const std::shared_ptr<BackendLink> link_;
   const size_t device_;
+  const std::chrono::milliseconds patience_;
   const std::shared_ptr<State> state_;  // shared with the link, which may be delivering to it
   const uint32_t stage_;
   std::vector<PeerAddress> others_;  // used by who loads

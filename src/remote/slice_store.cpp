@@ -115,7 +115,14 @@ SliceStore::Loaded SliceStore::load(const Lease& lease, const stage::LoadRequest
   std::unique_lock lock(mutex_);
   // Stays valid without the lock: the lease keeps the entry, and a map's nodes do not move.
   Entry& entry = devices_[lease.device_].entries.at(lease.key_);
-  if (!loaded_.wait(lock, stop, [&] { return !entry.loading; })) throw Error("loading was given up");
+  while (entry.loading) {
+    const uint64_t heard = entry.n_signs, done_bytes = entry.done_bytes;
+    lock.unlock();
+    on_progress(done_bytes);
+    lock.lock();
+    if (!loaded_.wait(lock, stop, [&] { return !entry.loading || entry.n_signs != heard; }))
+      throw Error("loading was given up");
+  }
   if (entry.weights != nullptr) return {entry.weights, true};
   entry.loading = true;
   lock.unlock();
@@ -123,7 +130,15 @@ SliceStore::Loaded SliceStore::load(const Lease& lease, const stage::LoadRequest
   std::exception_ptr failure;
   try {
     if (!entry.unfinished) entry.unfinished = host_.begin_load(lease.device_, request);
-    weights = entry.unfinished->run(sources, on_progress);
+    weights = entry.unfinished->run(sources, [&](uint64_t done_bytes) {
+      {
+        const std::lock_guard signs_lock(mutex_);
+        entry.done_bytes = done_bytes;
+        ++entry.n_signs;
+      }
+      loaded_.notify_all();
+      on_progress(done_bytes);
+    });
     entry.unfinished.reset();
   } catch (const weights::SourceError&) {
     failure = std::current_exception();

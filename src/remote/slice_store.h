@@ -28,6 +28,7 @@ class SliceStore {
     uint64_t bytes = 0;
     uint32_t n_users = 0;  // leases that name it
     bool loading = false;
+    uint64_t done_bytes = 0, n_signs = 0;            // of who loads: bytes done, and how often it said so
     std::unique_ptr<SliceLoad> unfinished;           // broken off; used by whoever set `loading`
     std::shared_ptr<const ResidentWeights> weights;  // null until loaded
     Clock::time_point unused_since;
@@ -78,9 +79,10 @@ class SliceStore {
     std::shared_ptr<const ResidentWeights> weights;
     bool shared = false;  // they were there already
   };
-  // The weights of a lease: those that are there, those that somebody else is loading just now (waits for them), or
-  // else loaded from sources. A load that its sources failed is kept like weights that nobody uses, and the next one
-  // goes on with it. Throws as SliceLoad::run(), Error when stop is requested while it waits.
+  // The weights of a lease: those that are there, those that somebody else is loading just now (waits for them, and
+  // passes that one's progress on), or else loaded from sources. A load that its sources failed is kept like weights
+  // that nobody uses, and the next one goes on with it. Throws as SliceLoad::run(), Error when stop is requested while
+  // it waits.
   Loaded load(const Lease& lease, const stage::LoadRequest& request, std::span<weights::WeightSource* const> sources,
               const stage::Stage::ProgressFunction& on_progress, std::stop_token stop);
 

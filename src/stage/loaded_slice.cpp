@@ -216,14 +216,18 @@ std::shared_ptr<const LoadedSlice> SliceLoader::run(std::span<weights::WeightSou
     std::erase_if(missing_,
                   [&](const weights::ChunkRef& chunk) { return uploaded.contains({chunk.tensor, chunk.index}); });
   };
+  const auto tell = [&] {
+    if (on_progress) on_progress(done_bytes_);
+  };
+  const auto use = [&](const weights::ChunkRef& chunk, std::span<const std::byte> bytes) {
+    const auto [begin, end] = by_name.equal_range(chunk.tensor->name);
+    for (auto it = begin; it != end; ++it) weights.upload(it->second, chunk.offset(), bytes);
+    uploaded.emplace(chunk.tensor, chunk.index);
+    done_bytes_ += bytes.size();
+    tell();
+  };
   try {
-    weights::pull(wanted, sources, [&](const weights::ChunkRef& chunk, std::span<const std::byte> bytes) {
-      const auto [begin, end] = by_name.equal_range(chunk.tensor->name);
-      for (auto it = begin; it != end; ++it) weights.upload(it->second, chunk.offset(), bytes);
-      uploaded.emplace(chunk.tensor, chunk.index);
-      done_bytes_ += bytes.size();
-      if (on_progress) on_progress(done_bytes_);
-    });
+    weights::pull(wanted, sources, use, {}, tell);
   } catch (...) {
     forget_uploaded();
     throw;

@@ -86,7 +86,8 @@ class Stage {
     (void)need;
   }
 
-  // Loads the slice: memory is reserved first, chunks come from the sources, on_progress gets the weight bytes done.
+  // Loads the slice: memory is reserved first, chunks come from the sources, on_progress gets the weight bytes done,
+  // perhaps the same again: that the load moves.
   // Throws ResourceError (does not fit: need and have), FormatError (bad weights), NotSupportedError (architecture),
   // Error (the source or the peer failed).
   using ProgressFunction = std::function<void(uint64_t bytes_done)>;

@@ -35,9 +35,10 @@ constexpr auto kLookInterval = std::chrono::milliseconds(100);
 
 class Puller {
  public:
-  Puller(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources, const PullPatience& patience)
+  Puller(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources, const PullPatience& patience,
+         const std::function<void()>& asking)
       : chunks_(chunks), sources_(sources), patience_(patience), lanes_(sources.size()), used_(chunks.size()) {
-    assign();
+    assign(asking);
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
       std::vector<ChunkRef> mine;
       for (const size_t i : lanes_[lane].queue) mine.push_back(chunks[i]);
@@ -79,7 +80,7 @@ class Puller {
   };
 
   // Puts every chunk into the queue of the first lane whose source may have it.
-  void assign() {
+  void assign(const std::function<void()>& asking) {
     std::vector<size_t> left(chunks_.size());
     std::iota(left.begin(), left.end(), size_t{0});
     for (size_t lane = 0; lane < lanes_.size(); ++lane) {
@@ -89,6 +90,7 @@ class Puller {
       std::erase_if(left, [&](size_t i) {
         const bool takes = sources_[lane]->may_have(chunks_[i]);
         if (takes) lanes_[lane].queue.insert(i);
+        if (asking) asking();
         return takes;
       });
     }
@@ -292,8 +294,9 @@ class Puller {
 }  // namespace
 
 void pull(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources,
-          const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use, const PullPatience& patience) {
-  Puller(chunks, sources, patience).run(use);
+          const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use, const PullPatience& patience,
+          const std::function<void()>& asking) {
+  Puller(chunks, sources, patience, asking).run(use);
 }
 
 }  // namespace caravan::weights

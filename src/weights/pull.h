@@ -21,10 +21,12 @@ struct PullPatience {
 // bytes is logged and the next one is asked; one that is slow is
 // helped, where it may be; the sources before the one that delivered get an offer() of the bytes.
 //   chunks   those of one tensor together and in order
+//   asking   called on the calling thread again and again while sources are asked what they have; what it throws ends
+//            the pull
 // A few chunks per source are held in memory. Throws SourceError when no source delivers a chunk, and what use()
 // throws; a fetch that is under way is waited for.
 void pull(std::span<const ChunkRef> chunks, std::span<WeightSource* const> sources,
           const std::function<void(const ChunkRef&, std::span<const std::byte>)>& use,
-          const PullPatience& patience = {});
+          const PullPatience& patience = {}, const std::function<void()>& asking = {});
 
 }  // namespace caravan::weights

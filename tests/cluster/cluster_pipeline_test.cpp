@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "cluster/fake_backends.h"
+#include "remote/remote_stage.h"
 #include "support/kit.h"
 #include "support/sequence_runner.h"
 #include "support/tiny_model.h"
@@ -721,6 +722,41 @@ TEST_F(Cluster, PlansWithoutABackendThatCannotLoad) {
   expect_event<PlanLost>(*pipeline);
   EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a"));
   EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
+TEST_F(Cluster, StartsWithoutABackendWhoseLoadStandsStill) {
+  machines_.add("a");
+  machines_.add("b");
+  std::string stands_still = "b";
+  machines_.stages().loads = [&](const std::string& machine) {
+    if (machine == stands_still) throw remote::StalledError(machine + " stands still");
+  };
+  auto pipeline = make_pipeline();
+  pipeline->start();
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("a"));
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+  options_.backends = {"b"};
+  EXPECT_THAT(message_of<remote::StalledError>([&] { make_pipeline()->start(); }), HasSubstr("b stands still"));
+}
+
+TEST_F(Cluster, CountsNoMoreOnALoadThatStoodStill) {
+  const auto pipeline = make_started();
+  std::vector<bool> counted_on;
+  {
+    const std::lock_guard lock(machines_.stages().mutex);
+    machines_.stages().loads = [&](const std::string&) {
+      counted_on.push_back(pipeline->plan_is_loading());
+      if (counted_on.size() < 3) throw remote::StalledError("it stands still");
+    };
+  }
+  machines_.cut("a");
+  expect_event<PlanLost>(*pipeline);
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
+  EXPECT_THAT(counted_on, ElementsAre(true, false, false));
+  machines_.cut("b", FakeMachines::State::up);
+  expect_event<PlanLost>(*pipeline);
+  expect_plan_on(*pipeline, {"b"});
+  EXPECT_THAT(counted_on, ElementsAre(true, false, false, true)) << "it has loaded since, and is another connection";
 }
 
 TEST_F(Cluster, PlansWithoutABackendWhoseStageCannotBeOpened) {

@@ -26,15 +26,21 @@ using ::testing::HasSubstr;
 
 constexpr uint64_t kMemory = uint64_t{64} << 20;
 
-// A device whose stages take batches and never compute them while it hangs.
+// A device whose stages take batches and never compute them while it hangs, and whose loads never end while they are
+// held.
 class HangingHost : public remote::SliceHost {
  public:
   explicit HangingHost(remote::SliceHost& host) : host_(host) {}
+  void hold_loads(bool hold) {
+    holds_loads = hold;
+    holds_loads.notify_all();
+  }
   std::vector<device::DeviceInfo> devices() const override { return host_.devices(); }
   stage::MemoryNeed need(size_t device, const stage::LoadRequest& request) const override {
     return host_.need(device, request);
   }
   std::unique_ptr<remote::SliceLoad> begin_load(size_t device, const stage::LoadRequest& request) override {
+    holds_loads.wait(true);
     return host_.begin_load(device, request);
   }
   remote::ReadyStage make_stage(size_t device, const stage::LoadRequest& request,
@@ -50,7 +56,7 @@ class HangingHost : public remote::SliceHost {
   stage::LayerTimes measure_layer(size_t device, const stage::LoadRequest& sample, uint64_t most_bytes) override {
     return host_.measure_layer(device, sample, most_bytes);
   }
-  std::atomic<bool> hangs{false};
+  std::atomic<bool> hangs{false}, holds_loads{false};
 
  private:
   struct HangingStage : stage::Stage {
@@ -82,6 +88,7 @@ struct Machine {
     return options;
   }
   std::string name() const { return service.endpoint().text(); }
+  ~Machine() { host.hold_loads(false); }
   remote::DeviceSliceHost inner;
   HangingHost host;
   remote::BackendService service;
@@ -92,7 +99,7 @@ class DirectRow : public ::testing::Test {
   DirectRow()
       : model_(gguf::Model::open(testing::write_tiny_model(folder_.path(), tiny(), "model"))),
         local_(1, select_isa(), 0),
-        connector_(make_remote_connector(io_, {})) {
+        connector_(make_remote_connector(io_, remote_options())) {
     spdlog::set_level(spdlog::level::off);
     for (int i = 0; i < 3; ++i) machines_.push_back(std::make_unique<Machine>(io_));
     for (const auto& machine : machines_) options_.backends.push_back(machine->name());
@@ -107,6 +114,11 @@ class DirectRow : public ::testing::Test {
   void start() {
     pipeline_ = std::make_unique<ClusterPipeline>(model_, local_, connector_.get(), options_);
     pipeline_->start();
+  }
+  static RemoteOptions remote_options() {
+    RemoteOptions options;
+    options.stage_patience = seconds(1);
+    return options;
   }
   static testing::TinyModelOptions tiny() {
     testing::TinyModelOptions options;
@@ -163,6 +175,17 @@ TEST_F(DirectRow, IsPlannedWithoutTheStageThatHangsWhereverItIs) {
     pipeline_->submit(batch(), replica_);
     EXPECT_EQ(expect_event<engine::Completion>().rows.at(0).values, rows.at(0).values);
   }
+}
+
+TEST_F(DirectRow, IsPlannedWithoutABackendThatNeverLoads) {
+  machines_[1]->host.hold_loads(true);
+  start();
+  const engine::PlanSummary plan = expect_event<engine::PlanReady>().plan;
+  ASSERT_EQ(plan.stages.size(), 2u);
+  EXPECT_EQ(plan.stages[0].device, machines_[0]->name());
+  EXPECT_EQ(plan.stages[1].device, machines_[2]->name());
+  pipeline_->submit(batch(), replica_);
+  EXPECT_EQ(expect_event<engine::Completion>().rows.size(), 1u);
 }
 
 TEST_F(DirectRow, ShowsItsBackendsAndWhereItsBatchesAre) {

@@ -168,6 +168,7 @@ class FakeHost : public SliceHost {
     }
     std::shared_ptr<const ResidentWeights> run(std::span<weights::WeightSource* const> sources,
                                                const stage::Stage::ProgressFunction& on_progress) override {
+      host_.load_gate.pass();
       const std::vector<weights::ChunkRef> wanted = missing_;
       weights::pull(wanted, sources, [&](const weights::ChunkRef&, std::span<const std::byte> bytes) {
         missing_.erase(missing_.begin());
@@ -226,7 +227,7 @@ class FakeHost : public SliceHost {
   }
 
   std::atomic<int> n_measured{0};
-  Gate gate;
+  Gate gate, load_gate;  // of steps, of loads
   std::atomic<int> n_stages{0}, n_weights{0}, n_loads{0};
 
  private:

@@ -612,6 +612,47 @@ TEST(RemoteStage, DeliversAnErrorForEveryTicketInFlightWhenTheLinkIsLost) {
   backend.host.gate.open();
 }
 
+TEST(RemoteStage, GivesALoadUpThatDoesNotMove) {
+  Backend backend;
+  FakeModel model(20000);
+  const auto link = backend.connect();
+  backend.host.load_gate.close();
+  {
+    RemoteStage stage(link, 0, 300ms);
+    const std::string text = what_of([&] {
+      try {
+        load(stage, model);
+      } catch (const StalledError&) {
+        throw;
+      } catch (const Error& error) {
+        ADD_FAILURE() << "another error: " << error.what();
+      }
+    });
+    EXPECT_NE(text.find("no progress for 0.3 s while it was to load its layers"), std::string::npos) << text;
+  }
+  EXPECT_TRUE(link->alive());
+  EXPECT_LT(backend.memory_free(), uint64_t{1} << 20) << "what the backend has not freed is not free";
+  backend.host.load_gate.open();
+  EXPECT_TRUE(eventually([&] { return backend.memory_free() == 1u << 20; }));
+  RemoteStage next(link);
+  load(next, model);
+}
+
+TEST(RemoteStage, TellsOfEveryChunkThatItSends) {
+  Backend backend(64 << 20);
+  FakeModel model(3 * weights::kChunkBytes);
+  RemoteStage stage(backend.connect());
+  int n = 0;
+  std::vector<uint64_t> done;
+  load(stage, model, [&](uint64_t bytes) {
+    ++n;
+    if (done.empty() || done.back() != bytes) done.push_back(bytes);
+  });
+  EXPECT_GE(n, 3);
+  EXPECT_TRUE(std::ranges::is_sorted(done));
+  EXPECT_EQ(done.back(), 3 * weights::kChunkBytes);
+}
+
 TEST(RemoteStage, NeverCallsASinkThatWasReplaced) {
   Backend backend;
   FakeModel model(64);

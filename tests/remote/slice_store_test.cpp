@@ -189,5 +189,44 @@ TEST(SliceStore, WaitsForASliceThatIsBeingLoadedAndGivesUpOnRequest) {
   EXPECT_EQ(host.n_loads, 1);
 }
 
+TEST(SliceStore, TellsWhoWaitsOfTheProgressOfWhoLoads) {
+  // Passes a gate before each chunk but the first.
+  class GatedSource : public weights::WeightSource {
+   public:
+    explicit GatedSource(weights::WeightSource& source) : source_(source) {}
+    bool fetch(const weights::ChunkRef& chunk, std::span<std::byte> out) override {
+      (chunk.index == 0 ? first : rest).pass();
+      return source_.fetch(chunk, out);
+    }
+    testing::Gate first, rest;
+
+   private:
+    weights::WeightSource& source_;
+  };
+  FakeHost host(64 << 20);
+  SliceStore store(host, std::chrono::seconds(300));
+  FakeModel model(2 * weights::kChunkBytes);
+  GatedSource gated(model.source);
+  gated.first.close();
+  gated.rest.close();
+  const auto lease = store.reserve(0, host.need(0, model.request), key_of(model));
+  const auto second = store.reserve(0, host.need(0, model.request), key_of(model));
+  auto loading = std::async(std::launch::async, [&] {
+    weights::WeightSource* const sources[] = {&gated};
+    return store.load(lease, model.request, sources, [](uint64_t) {}, {});
+  });
+  gated.first.wait_for_visitor();
+  std::atomic<uint64_t> told{UINT64_MAX};
+  auto waiting = std::async(std::launch::async, [&] {
+    return store.load(second, model.request, {}, [&](uint64_t bytes) { told = bytes; }, {});
+  });
+  EXPECT_TRUE(testing::eventually([&] { return told == 0; }));
+  gated.first.open();
+  EXPECT_TRUE(testing::eventually([&] { return told == weights::kChunkBytes; }));
+  gated.rest.open();
+  EXPECT_FALSE(loading.get().shared);
+  EXPECT_TRUE(waiting.get().shared);
+}
+
 }  // namespace
 }  // namespace caravan::remote

@@ -54,6 +54,17 @@ TEST(Pull, TakesEachChunkFromTheFirstSourceThatMayHaveIt) {
   EXPECT_EQ(first.delivered_bytes() + second.delivered_bytes() + last.delivered_bytes(), tensors.manifest.size_bytes());
 }
 
+TEST(Pull, TellsThatItAsksSources) {
+  const MemoryTensors tensors(kSizes);
+  PartialSource first(tensors, {0, 3}), last(tensors, numbers(0, kChunks));
+  WeightSource* const sources[] = {&first, &last};
+  const auto ignore = [](const ChunkRef&, std::span<const std::byte>) {};
+  size_t n = 0;
+  pull(tensors.chunks(), sources, ignore, {}, [&] { ++n; });
+  EXPECT_EQ(n, kChunks + kChunks - 2) << "once for each chunk and source that is asked for it";
+  EXPECT_THROW(pull(tensors.chunks(), sources, ignore, {}, [] { throw Error("given up"); }), Error);
+}
+
 TEST(Pull, OffersEarlierSourcesWhatALaterOneDelivered) {
   const MemoryTensors tensors(kSizes);
   PartialSource first(tensors, {1}), second(tensors, {2}), last(tensors, numbers(0, kChunks));
