@@ -247,6 +247,7 @@ ClusterPipeline::~ClusterPipeline() {
   stopping_.store(true);
   watch_->signal();
   if (watcher_.joinable()) watcher_.join();
+  reaper_.wait_for_earlier({});
   active_.reset();
   membership_.reset();
 }
@@ -846,6 +847,7 @@ void ClusterPipeline::activate(Loading& loading) {
     events_.emplace_back(engine::PlanReady{active_->summary()});
     events_changed_.notify_one();
   }
+  if (before) dispose(std::move(before->replicas));
 }
 
 uint64_t ClusterPipeline::submit(stage::Batch batch, uint64_t replica) {
@@ -1145,7 +1147,7 @@ void ClusterPipeline::retire(const std::vector<Loss>& losses) {
     }
     events_changed_.notify_one();
   }
-  retired.clear();
+  dispose(std::move(retired));
   considered_ = 0;
   if (active_) {
     spdlog::warn("a replica of the model is lost: {}; its requests go on at the other {}", reason,
@@ -1155,6 +1157,12 @@ void ClusterPipeline::retire(const std::vector<Loss>& losses) {
   spdlog::warn("the plan is lost: {}; requests wait for the next", reason);
   recovers_ = failed;
   lost_since_ = next_attempt_ = next_log_ = Clock::now();
+}
+
+// Nobody waits here for what their stages still do; who makes the next plan does, since that needs their memory.
+void ClusterPipeline::dispose(std::vector<std::unique_ptr<Replica>> replicas) {
+  for (std::unique_ptr<Replica>& replica : replicas)
+    if (replica) reaper_.post([gone = std::shared_ptr<Replica>(std::move(replica))] {});
 }
 
 // Ends all replicas in use but some: the next plan needs their room.
@@ -1172,6 +1180,7 @@ void ClusterPipeline::begin_planning(Situation situation, Choice last, std::stri
   planning_->why = std::move(why);
   planning_->thread = std::thread([this, planning = planning_.get(), last] {
     try {
+      reaper_.wait_for_earlier({});
       planning->candidate = choose(planning->situation, last);
     } catch (...) {
       planning->error = std::current_exception();
@@ -1268,6 +1277,7 @@ void ClusterPipeline::finish_loading() {
     activate(*loading);
     return;
   }
+  dispose(std::move(loading->replicas));
   next_attempt_ = Clock::now();
   if (!broken.empty()) {
     spdlog::warn("{} while the next plan was loaded: planning again", broken);

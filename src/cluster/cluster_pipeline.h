@@ -28,6 +28,7 @@
 #include "models/work.h"
 #include "plan/placement.h"
 #include "remote/codec.h"
+#include "remote/reaper.h"
 #include "weights/hash_memory.h"
 
 namespace caravan::cluster {
@@ -152,6 +153,7 @@ class ClusterPipeline : public engine::Pipeline {
   void retire_broken();
   static std::optional<Loss> why_broken(const Replica& replica, const std::deque<Loss>& failures);
   void retire(const std::vector<Loss>& losses);
+  void dispose(std::vector<std::unique_ptr<Replica>> replicas);
   void retire_for_another(const std::vector<uint64_t>& kept);
   std::optional<Loss> overdue(Replica& replica);
   std::optional<size_t> hanging_stage(const Replica& replica, size_t first) const;
@@ -228,6 +230,7 @@ class ClusterPipeline : public engine::Pipeline {
   const std::shared_ptr<Watch> watch_ = std::make_shared<Watch>();  // shared with callbacks that may come late
   std::unique_ptr<Membership> membership_;  // null: there are no backends; set under plan_mutex_
   std::atomic<bool> stopping_{false}, plan_is_loading_{false};
+  remote::Reaper reaper_;  // destroys replicas: their stages may finish a step first
   std::thread watcher_;
 };
 

@@ -306,6 +306,33 @@ TEST_F(Replicas, ThatGoOnAreComparedWithNewOnesByOnePrediction) {
   EXPECT_EQ(both.replicas[0].speed, both.replicas[1].speed) << "they are equal machines";
 }
 
+TEST_F(Replicas, AreLostAtOnceAlsoWhileAnotherFinishesItsStep) {
+  const auto pipeline = make_replicated();
+  std::promise<void> ending, goes;
+  const std::shared_future<void> gone = goes.get_future().share();
+  std::atomic<bool> first{true};
+  std::atomic<int> n_asked{0};
+  {
+    const std::lock_guard lock(machines_.stages().mutex);
+    machines_.stages().ends = [&](const std::string&) {
+      if (!first.exchange(false)) return;
+      ending.set_value();
+      gone.wait();
+    };
+    machines_.stages().asks_memory = [&](const std::string&) { ++n_asked; };
+  }
+  machines_.cut("a");
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
+  ending.get_future().wait();
+  machines_.cut("b", FakeMachines::State::up);
+  expect_event<PlanLost>(*pipeline);
+  EXPECT_EQ(pipeline->poll(kMoment), std::nullopt);
+  EXPECT_EQ(n_asked, 0) << "memory that is not free yet is not planned with";
+  goes.set_value();
+  expect_plan_on(*pipeline, {"b"});
+  EXPECT_EQ(logits(*pipeline, batch()), expected_logits());
+}
+
 TEST_F(Replicas, AreLostAtOnceAlsoWhileAPlanIsBeingMade) {
   options_.backends = {"a", "b", "c"};
   options_.cache.max_slots = 6;

@@ -38,6 +38,7 @@ struct StageBehaviour {
   std::string fails_to_open;  // the machine whose stages cannot be opened
   size_t n_open_failures = 0;
   std::function<void(const std::string& machine)> asks_memory;  // called when a machine is asked for its memory
+  std::function<void(const std::string& machine)> ends;         // called when a stage that was opened is destroyed
 };
 
 // A LocalStage behind a connection: once that is cut, nothing gets in and loading fails. Outputs that are held back
@@ -51,6 +52,12 @@ class FakeStage : public stage::Stage, private stage::OutputSink {
         behaviour_(behaviour),
         inner_(std::make_unique<stage::LocalStage>(device)) {}
   ~FakeStage() override {
+    std::function<void(const std::string&)> ends;
+    {
+      const std::lock_guard lock(behaviour_.mutex);
+      ends = behaviour_.ends;
+    }
+    if (ends && sink_ != nullptr) ends(machine_);
     inner_.reset();
     for (stage::StageOutput& output : held_) sink_->deliver(std::move(output));
     const std::lock_guard lock(behaviour_.mutex);
