@@ -58,7 +58,7 @@ std::string remedy_for(const Error& error) {
 // All machines that a name stands for; none when it does not resolve, which is reported.
 std::vector<std::string> addresses_of(const std::string& name, cluster::BackendConnector& connector, Report& report) {
   try {
-    return connector.addresses(name);
+    return connector.addresses(name, {});
   } catch (const Error& error) {
     report.problem(name, error.what(),
                    "Is the name right, and does this machine's resolver (DNS, /etc/hosts) know it?");

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,9 @@ class Backend {
   virtual std::chrono::microseconds probe(const stage::PeerRoute& other) const {
     throw Error(name() + " cannot connect to " + other.endpoint);
   }
+  // Ends the connection, from any thread, without a call of BackendEvents::lost: whoever waits for an answer of the
+  // backend or its stages, then or later, waits no more.
+  virtual void close() {}
 };
 
 // What a connected backend may tell later, from any thread, perhaps while or after the Backend is destroyed.
@@ -57,13 +61,16 @@ class BackendConnector {
  public:
   virtual ~BackendConnector() = default;
   // The addresses that a name stands for at the moment, each good for connect(). Throws Error that begins with the name
-  // when it does not resolve.
-  virtual std::vector<std::string> addresses(const std::string& name) { return {name}; }
+  // when it does not resolve, and soon when stop is requested.
+  virtual std::vector<std::string> addresses(const std::string& name, std::stop_token stop) {
+    (void)stop;
+    return {name};
+  }
   // Connects and greets, within timeout. Throws Error naming the backend and the cause: retried when it may be
-  // temporary, NotSupportedError or RequestError (versions, tokens) when trying again is of no use. From several
-  // threads at once.
+  // temporary, NotSupportedError or RequestError (versions, tokens) when trying again is of no use; and soon when stop
+  // is requested. From several threads at once.
   virtual std::unique_ptr<Backend> connect(const std::string& address, std::chrono::milliseconds timeout,
-                                           BackendEvents events) = 0;
+                                           BackendEvents events, std::stop_token stop) = 0;
 };
 
 }  // namespace caravan::cluster

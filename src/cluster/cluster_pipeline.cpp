@@ -246,6 +246,7 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
 ClusterPipeline::~ClusterPipeline() {
   stopping_.store(true);
   watch_->signal();
+  if (membership_) membership_->stop();
   if (watcher_.joinable()) watcher_.join();
   reaper_.wait_for_earlier({});
   active_.reset();

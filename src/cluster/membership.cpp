@@ -96,12 +96,21 @@ Membership::Membership(BackendConnector& connector, MembershipOptions options, s
   resolver_ = std::thread([this] { resolve_names(); });
 }
 
-Membership::~Membership() {
+void Membership::stop() {
+  std::vector<std::shared_ptr<Backend>> backends;
   {
     const std::lock_guard lock(shared_->mutex);
     shared_->stopping = true;
     shared_->changed.notify_all();
+    for (const auto& seat : shared_->seats)
+      if (seat->backend) backends.push_back(seat->backend);
   }
+  stop_.request_stop();
+  for (const auto& backend : backends) backend->close();
+}
+
+Membership::~Membership() {
+  stop();
   resolver_.join();
   for (const auto& seat : shared_->seats) seat->thread.join();
   for (const auto& seat : gone_) seat->thread.join();
@@ -117,7 +126,7 @@ void Membership::resolve_names() {
       std::vector<std::string> addresses;
       std::exception_ptr refusal;
       try {
-        addresses = connector_.addresses(options_.names[i]);
+        addresses = connector_.addresses(options_.names[i], stop_.get_token());
       } catch (const Error& failure) {
         error = failure.what();
         if (is_permanent(failure)) refusal = std::current_exception();
@@ -223,7 +232,7 @@ void Membership::try_once(Seat& seat) {
   std::string id, error;
   std::exception_ptr refusal;
   try {
-    backend = connector_.connect(seat.address, options_.connect_timeout, std::move(events));
+    backend = connector_.connect(seat.address, options_.connect_timeout, std::move(events), stop_.get_token());
     id = backend->id();
   } catch (const Error& failure) {
     error = failure.what();
@@ -234,7 +243,7 @@ void Membership::try_once(Seat& seat) {
   seat.refusal = refusal;
   seat.next_attempt = Clock::now() + options_.retry_interval * (refusal ? kPatience : 1);
   if (!error.empty()) {
-    if (seat.last_error != error) spdlog::warn("backend {}: {}", seat.address, error);
+    if (seat.last_error != error && !shared_->stopping) spdlog::warn("backend {}: {}", seat.address, error);
     seat.last_error = error;
     shared_->notify();
     return;

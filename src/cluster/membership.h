@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
@@ -43,7 +44,7 @@ class Membership {
   // Begins to connect. changed is called from any thread after a backend came, went or said that it leaves, and after a
   // failed attempt; it must only signal. connector outlives this.
   Membership(BackendConnector& connector, MembershipOptions options, std::function<void()> changed);
-  // Waits for attempts in progress; ends all connections that nobody else holds.
+  // stop(), and waits for attempts in progress.
   ~Membership();
   Membership(const Membership&) = delete;
   Membership& operator=(const Membership&) = delete;
@@ -64,6 +65,10 @@ class Membership {
   // The error of a backend for which trying again is of no use; null: none.
   std::exception_ptr refusal() const;
 
+  // Nobody is connected any more, attempts in progress are given up, and all connections end: whoever waits for an
+  // answer of a member waits no more.
+  void stop();
+
   // Gives a connection up; it counts as lost, and the address is connected anew.
   void drop(const Member& member, const std::string& reason);
 
@@ -77,6 +82,7 @@ class Membership {
 
   BackendConnector& connector_;
   const MembershipOptions options_;
+  std::stop_source stop_;
   const std::shared_ptr<Shared> shared_;     // with callbacks that may come late
   std::vector<std::unique_ptr<Seat>> gone_;  // used by the resolving thread, then by the destructor
   std::thread resolver_;

@@ -55,6 +55,7 @@ class RemoteBackend : public Backend {
   std::chrono::microseconds probe(const stage::PeerRoute& other) const override {
     return link_->probe(other.endpoint, other.backend_id, kProbeTimeout);
   }
+  void close() override { link_->close(); }
 
  private:
   const std::string name_;
@@ -68,14 +69,14 @@ class RemoteConnector : public BackendConnector {
   RemoteConnector(net::IoThreads& io, RemoteOptions options) : io_(io), options_(std::move(options)) {}
 
   // A name of one machine stays a name, which connect() looks up each time.
-  std::vector<std::string> addresses(const std::string& name) override {
+  std::vector<std::string> addresses(const std::string& name, std::stop_token stop) override {
     const net::Endpoint endpoint = net::parse_endpoint(name, kDefaultPort);
     boost::system::error_code no_address;
     net::asio::ip::make_address(endpoint.host, no_address);
     if (!no_address) return {name};
     std::set<std::string> texts;
     bool elsewhere = false;
-    for (const auto& found : net::run_blocking(io_.make_strand(), net::resolve(endpoint, kResolveTimeout))) {
+    for (const auto& found : net::run_blocking(io_.make_strand(), net::resolve(endpoint, kResolveTimeout), stop)) {
       elsewhere = elsewhere || !found.address().is_loopback();
       texts.insert(net::Endpoint{found.address().to_string(), endpoint.port}.text());
     }
@@ -83,9 +84,10 @@ class RemoteConnector : public BackendConnector {
     return {texts.begin(), texts.end()};
   }
 
-  std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds timeout,
-                                   BackendEvents events) override {
+  std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds timeout, BackendEvents events,
+                                   std::stop_token stop) override {
     remote::LinkOptions link_options;
+    link_options.stop = stop;
     link_options.token = options_.token;
     link_options.connect_timeout = timeout;
     link_options.heartbeat_timeout = options_.heartbeat_timeout;
@@ -95,8 +97,9 @@ class RemoteConnector : public BackendConnector {
     if (link->info().devices.empty()) throw Error("backend " + name + " offers no device");
     link->on_lost([lost = std::move(events.lost)](const std::string& reason) { lost(reason); });
     link->on_leaving(std::move(events.leaving));
+    const std::stop_callback close_link(stop, [&link] { link->close(); });
     std::optional<Backend::Speeds> speeds = speeds_of(*link);
-    return std::make_unique<RemoteBackend>(name, std::move(link), std::move(speeds), options_.stage_patience);
+    return std::make_unique<RemoteBackend>(name, link, std::move(speeds), options_.stage_patience);
   }
 
  private:

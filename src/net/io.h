@@ -10,9 +10,13 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/use_future.hpp>
 #include <chrono>
+#include <future>
+#include <stop_token>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "base/error.h"
 
 namespace caravan::net {
 
@@ -51,6 +55,17 @@ void spawn(const Executor& executor, std::string name, awaitable<void> coroutine
 template <typename T>
 T run_blocking(const Executor& executor, awaitable<T> coroutine) {
   return asio::co_spawn(executor, std::move(coroutine), asio::use_future).get();
+}
+
+// As run_blocking() until stop is requested: then throws Error soon. The coroutine goes on by itself, and so must own
+// what it uses.
+template <typename T>
+T run_blocking(const Executor& executor, awaitable<T> coroutine, const std::stop_token& stop) {
+  constexpr auto kLookInterval = std::chrono::milliseconds(20);
+  std::future<T> result = asio::co_spawn(executor, std::move(coroutine), asio::use_future);
+  while (stop.stop_possible() && result.wait_for(kLookInterval) != std::future_status::ready)
+    if (stop.stop_requested()) throw Error("given up");
+  return result.get();
 }
 
 // Waits. Throws boost::system::system_error when the timer's executor goes away.

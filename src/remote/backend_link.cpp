@@ -366,7 +366,7 @@ net::awaitable<void> heartbeat_loop(std::shared_ptr<Channel> channel, std::funct
 }
 
 // TCP, and TLS where there is a token.
-net::awaitable<std::unique_ptr<net::Connection>> open_connection(net::Endpoint endpoint, const LinkOptions& options) {
+net::awaitable<std::unique_ptr<net::Connection>> open_connection(net::Endpoint endpoint, LinkOptions options) {
   std::unique_ptr<net::TcpConnection> tcp = co_await net::connect_tcp(endpoint, options.connect_timeout);
   if (options.token.empty()) co_return tcp;
   const net::TlsPsk psk(options.token);
@@ -384,23 +384,23 @@ std::shared_ptr<BackendLink> BackendLink::connect(net::IoThreads& io, const net:
   std::shared_ptr<State> state;
   try {
     std::unique_ptr<net::Connection> connection =
-        net::run_blocking(io.make_strand(), open_connection(endpoint, options));
+        net::run_blocking(io.make_strand(), open_connection(endpoint, options), options.stop);
     net::Connection& raw = *connection;
     const net::Executor executor = raw.executor();
     state = std::make_shared<State>(std::move(connection), endpoint, options);
-    const auto greet_in_time = [](State& s, net::Connection& c) -> net::awaitable<void> {
-      net::Deadline deadline(c, s.options.connect_timeout);
-      s.channel->start();
+    const auto greet_in_time = [](std::shared_ptr<State> s, net::Connection& c) -> net::awaitable<void> {
+      net::Deadline deadline(c, s->options.connect_timeout);
+      s->channel->start();
       try {
-        co_await s.greet();
+        co_await s->greet();
       } catch (const net::ConnectionError&) {
         if (!deadline.expired()) throw;
         throw net::ConnectionError(Kind::timed_out,
-                                   fmt::format("{}: no hello within {:.1f} s", s.info.endpoint.text(),
-                                               std::chrono::duration<double>(s.options.connect_timeout).count()));
+                                   fmt::format("{}: no hello within {:.1f} s", s->info.endpoint.text(),
+                                               std::chrono::duration<double>(s->options.connect_timeout).count()));
       }
     };
-    net::run_blocking(executor, greet_in_time(*state, raw));
+    net::run_blocking(executor, greet_in_time(state, raw), options.stop);
   } catch (const net::ConnectionError& error) {
     if (state) state->channel->close("the handshake failed");
     const std::string text = error.what();

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct LinkOptions {
   std::chrono::milliseconds connect_timeout{5000};  // resolving, connecting, TLS and hello, each
   std::chrono::milliseconds heartbeat_interval{1000};
   std::chrono::milliseconds heartbeat_timeout{5000};
+  std::stop_token stop;  // connect() gives up soon when it is requested
 };
 
 struct RemoteDevice {

@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <atomic>
+#include <future>
 
 #include "base/error.h"
 #include "cluster/cluster_pipeline.h"
@@ -40,6 +41,8 @@ class HangingHost : public remote::SliceHost {
     return host_.need(device, request);
   }
   std::unique_ptr<remote::SliceLoad> begin_load(size_t device, const stage::LoadRequest& request) override {
+    if (holds_loads) is_held = true;
+    is_held.notify_all();
     holds_loads.wait(true);
     return host_.begin_load(device, request);
   }
@@ -56,7 +59,7 @@ class HangingHost : public remote::SliceHost {
   stage::LayerTimes measure_layer(size_t device, const stage::LoadRequest& sample, uint64_t most_bytes) override {
     return host_.measure_layer(device, sample, most_bytes);
   }
-  std::atomic<bool> hangs{false}, holds_loads{false};
+  std::atomic<bool> hangs{false}, holds_loads{false}, is_held{false};
 
  private:
   struct HangingStage : stage::Stage {
@@ -115,9 +118,9 @@ class DirectRow : public ::testing::Test {
     pipeline_ = std::make_unique<ClusterPipeline>(model_, local_, connector_.get(), options_);
     pipeline_->start();
   }
-  static RemoteOptions remote_options() {
+  static RemoteOptions remote_options(seconds stage_patience = seconds(1)) {
     RemoteOptions options;
-    options.stage_patience = seconds(1);
+    options.stage_patience = stage_patience;
     return options;
   }
   static testing::TinyModelOptions tiny() {
@@ -186,6 +189,17 @@ TEST_F(DirectRow, IsPlannedWithoutABackendThatNeverLoads) {
   EXPECT_EQ(plan.stages[1].device, machines_[2]->name());
   pipeline_->submit(batch(), replica_);
   EXPECT_EQ(expect_event<engine::Completion>().rows.size(), 1u);
+}
+
+TEST_F(DirectRow, EndsAlsoWhileABackendDoesNotLoad) {
+  connector_ = make_remote_connector(io_, remote_options(seconds(60)));
+  start();
+  expect_event<engine::PlanReady>();
+  machines_[1]->host.hold_loads(true);
+  machines_[0].reset();
+  machines_[1]->host.is_held.wait(false);
+  auto ended = std::async(std::launch::async, [&] { pipeline_.reset(); });
+  EXPECT_EQ(ended.wait_for(seconds(20)), std::future_status::ready);
 }
 
 TEST_F(DirectRow, ShowsItsBackendsAndWhereItsBatchesAre) {

@@ -178,7 +178,7 @@ class FakeMachines : public BackendConnector {
     names_[name] = std::move(machines);
   }
 
-  std::vector<std::string> addresses(const std::string& name) override {
+  std::vector<std::string> addresses(const std::string& name, std::stop_token) override {
     const std::lock_guard lock(mutex_);
     const auto found = names_.find(name);
     if (found == names_.end()) return {name};
@@ -217,7 +217,8 @@ class FakeMachines : public BackendConnector {
 
   StageBehaviour& stages() { return behaviour_; }
 
-  std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds, BackendEvents events) override {
+  std::unique_ptr<Backend> connect(const std::string& name, std::chrono::milliseconds, BackendEvents events,
+                                   std::stop_token) override {
     const std::lock_guard lock(mutex_);
     const auto alias = aliases_.find(name);
     const std::string& id = alias != aliases_.end() ? alias->second : name;

@@ -3,7 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
+#include <future>
+#include <stop_token>
+
 #include "../remote/fake_host.h"
+#include "net/listener.h"
 #include "remote/backend_service.h"
 
 namespace caravan::cluster {
@@ -47,7 +52,7 @@ class Reconnection : public ::testing::Test {
     options.endpoint = endpoint_;
     const remote::BackendService service(io_, host, options);
     endpoint_ = service.endpoint();
-    const auto backend = connector_->connect(endpoint_.text(), seconds(5), {[](const std::string&) {}, [] {}});
+    const auto backend = connector_->connect(endpoint_.text(), seconds(5), {[](const std::string&) {}, [] {}}, {});
     return backend->speeds() != nullptr ? std::optional(*backend->speeds()) : std::nullopt;
   }
 
@@ -91,10 +96,51 @@ TEST_F(Reconnection, IsNotTakenForABackendBeside) {
   remote::BackendOptions options;
   options.endpoint = endpoint_;
   const remote::BackendService service(io_, beside, options);
-  connector_->connect(service.endpoint().text(), seconds(5), {[](const std::string&) {}, [] {}});
+  connector_->connect(service.endpoint().text(), seconds(5), {[](const std::string&) {}, [] {}}, {});
   EXPECT_EQ(beside.n_measured, 2);
   EXPECT_TRUE(speeds_of(host));
   EXPECT_EQ(host.n_measured, 2);
+}
+
+// A machine that never says how long a layer takes, until it is released.
+class SilentHost : public FakeHost {
+ public:
+  SilentHost() : FakeHost(kEnough) { gate.close(); }
+  stage::LayerTimes measure_layer(size_t device, const stage::LoadRequest& sample, uint64_t most_bytes) override {
+    gate.pass();
+    return FakeHost::measure_layer(device, sample, most_bytes);
+  }
+};
+
+class GivenUp : public Reconnection {
+ protected:
+  // Connects to the endpoint and gives up once under_way() has returned.
+  void expect_end(const net::Endpoint& endpoint, const std::function<void()>& under_way) {
+    std::stop_source stop;
+    auto connecting = std::async(std::launch::async, [&] {
+      connector_->connect(endpoint.text(), kForever, {[](const std::string&) {}, [] {}}, stop.get_token());
+    });
+    under_way();
+    stop.request_stop();
+    ASSERT_EQ(connecting.wait_for(kSoon), std::future_status::ready);
+    EXPECT_THROW(connecting.get(), Error);
+  }
+  static constexpr auto kForever = seconds(60), kSoon = seconds(10);  // a survey alone may take 20
+};
+
+TEST_F(GivenUp, IsABackendThatMeasures) {
+  SilentHost host;
+  remote::BackendOptions options;
+  options.endpoint = endpoint_;
+  const remote::BackendService service(io_, host, options);
+  expect_end(service.endpoint(), [&] { host.gate.wait_for_visitor(); });
+  host.gate.open();
+}
+
+TEST_F(GivenUp, IsAConnectionThatNobodyAnswers) {
+  net::Listener listener(io_, endpoint_);
+  std::unique_ptr<net::Connection> connection;
+  expect_end(listener.endpoint(), [&] { connection = net::run_blocking(listener.executor(), listener.accept()); });
 }
 
 }  // namespace

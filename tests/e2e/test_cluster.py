@@ -433,6 +433,17 @@ class Stopping(ClusterTest):
         self.start(Server, [backend])
         self.assertEqual(backend.stop(), 0, backend.log)
 
+    def test_a_server_stops_on_sigterm_while_a_backend_does_not_answer(self):
+        backend = self.start(Backend)
+        late = free_port()
+        server = self.start(Server, [backend, f"127.0.0.1:{late}"], extra=["--rpc-wait", "0"])
+        with socket.create_server(("127.0.0.1", late)) as silent:
+            connection, _ = silent.accept()
+            start = time.monotonic()
+            self.assertEqual(server.stop(), 0)
+            self.assertLess(time.monotonic() - start, 4)  # a handshake may take five
+            connection.close()
+
     def test_a_server_that_is_loading_stops_on_sigterm(self):
         server = self.start(Server, [f"127.0.0.1:{free_port()}"], ready=False)
         server.wait_for("waiting up to")
