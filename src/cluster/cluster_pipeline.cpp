@@ -14,7 +14,6 @@
 #include "models/registry.h"
 #include "remote/inlet.h"
 #include "remote/remote_stage.h"
-#include "stage/layer_sample.h"
 #include "stage/local_stage.h"
 #include "weights/source.h"
 
@@ -76,37 +75,6 @@ std::chrono::milliseconds random_part(std::chrono::milliseconds longest) {
 }
 
 }  // namespace
-
-// Where a plan would put the model.
-struct ClusterPipeline::Candidate {
-  plan::Placement placement;
-  std::vector<plan::DeviceOffer> offers;
-  std::vector<Membership::Member> members;  // parallel to offers; without a backend: this machine
-  std::map<size_t, std::string> left_out;   // why offers are not used
-
-  // Why it cannot be used any more; empty: it can.
-  std::string why_broken() const {
-    for (const plan::PlacedStage& placed : placement.stages) {
-      std::string reason = members[placed.device].why_lost();
-      if (!reason.empty()) return reason;
-    }
-    return "";
-  }
-};
-
-// What a plan is made from, copied: who is there and what is in use may change while it is made.
-struct ClusterPipeline::Situation {
-  struct Held {
-    std::shared_ptr<const Membership::Connection> connection;
-    uint64_t bytes;
-  };
-  std::vector<Membership::Member> members;
-  std::set<std::string> avoided;  // devices that failed lately, by name
-  std::string numeric_class;      // of the last plan; empty: none
-  std::vector<uint64_t> epochs;   // of the replicas in use
-  uint32_t n_ctx = 0;             // of these
-  std::vector<Held> held;         // by them on backends
-};
 
 // A plan that is being made by a thread of its own: backends are asked for their memory, and the search takes a while.
 struct ClusterPipeline::Planning {
@@ -231,10 +199,10 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
       arch_(models::find_arch(model.metadata())),
       hyperparameter_metadata_(models::hyperparameter_metadata(model.metadata(), options_.n_ctx)),
       hp_(arch_.read(hyperparameter_metadata_)),
-      work_(models::model_work(arch_, hp_, models::tensor_map(model))),
-      layer_kinds_(models::layer_kinds(arch_, hp_, models::tensor_map(model))),
       session_(random_session()),
-      hashes_(model, weights::HashMemory(options_.hash_folder)) {
+      hashes_(model, weights::HashMemory(options_.hash_folder)),
+      planner_({model_, hyperparameter_metadata_, arch_, hp_}, device_, options_,
+               options_.backends.empty() ? Planner::Machines::local_only : Planner::Machines::backends) {
   CARAVAN_ASSERT(connector_ != nullptr || options_.backends.empty(), "backends need a connector");
   // Before anything is waited for, and while all backends count: later only those that are there do.
   if (!options_.tensor_split.empty() && options_.tensor_split.size() != options_.backends.size())
@@ -306,7 +274,7 @@ void ClusterPipeline::make_first_plan() {
     Loading loading;
     try {
       if (membership_) considered_ = membership_->generation();
-      loading.candidate = choose(situation(), Choice::anybody);
+      loading.candidate = planner_.choose(situation(), Choice::anybody);
       load_plan(loading);
       activate(loading);
       return;
@@ -347,29 +315,6 @@ void ClusterPipeline::keep_waiting(const std::string& why) {
       "doctor --rpc {}` looks for the cause; with --rpc-exit the server ends instead of waiting.",
       why, fmt::join(membership_->missing(), ", "), membership_->reasons(), fmt::join(options_.backends, ","));
   next_log_ = Clock::now() + kStillWaitingInterval;
-}
-
-plan::PlacementRequest ClusterPipeline::placement_request() const {
-  plan::PlacementRequest request;
-  request.n_layer = hp_.n_layer;
-  request.n_ctx_train = hp_.n_ctx_train;
-  request.cache = options_.cache;
-  const auto groups = arch_.cache_groups(hp_);
-  stage::CacheConfig one_block = options_.cache;
-  one_block.n_blocks.clear();
-  for (const auto& group : groups) {
-    const bool cached = group.kind != models::CacheGroup::Kind::none;
-    one_block.n_blocks.push_back(cached ? 1 : 0);
-    plan::PlacementRequest::Group g;
-    for (const auto& layer : group.layers) g.layers.push_back(layer.layer);
-    if (cached) g.window = group.window;
-    request.groups.push_back(std::move(g));
-  }
-  request.needs = stage::layer_needs(arch_, hp_, models::tensor_map(model_), one_block, device_);
-  request.n_ctx = options_.n_ctx;
-  request.n_gpu_layers = options_.n_gpu_layers;
-  request.tensor_split = options_.tensor_split;
-  return request;
 }
 
 weights::Manifest ClusterPipeline::manifest_of(const stage::Slice& slice, bool hashed) {
@@ -466,85 +411,6 @@ ClusterPipeline::Situation ClusterPipeline::situation() const {
   return situation;
 }
 
-bool ClusterPipeline::is_avoided(const Situation& situation, const Membership::Member& member, Choice choice) {
-  if (member.leaving()) return true;
-  if (choice == Choice::anybody) return false;
-  if (situation.avoided.contains(member.name)) return true;
-  return choice == Choice::reliable && !situation.numeric_class.empty() &&
-         member.backend->numeric_class() != situation.numeric_class;
-}
-
-// Places the model on those who are there; what the plan in use holds counts as free.
-ClusterPipeline::Candidate ClusterPipeline::choose_from(const Situation& situation, Choice choice) const {
-  Candidate candidate;
-  if (options_.local_memory > 0 || !membership_) {
-    candidate.offers.push_back({"local", options_.local_memory, true});
-    candidate.members.emplace_back();
-  }
-  std::map<size_t, size_t> n_of_name;
-  for (const Membership::Member& member : situation.members) ++n_of_name[member.configured];
-  auto request = placement_request();
-  std::vector<double> shares;
-  for (const Membership::Member& member : situation.members) {
-    if (is_avoided(situation, member, choice)) continue;
-    if (stopping()) throw Error("the server ends");
-    if (!request.tensor_split.empty()) {
-      const double share = request.tensor_split[member.configured];
-      if (share == 0) continue;  // the user gives it nothing, whoever else is missing
-      shares.push_back(share / static_cast<double>(n_of_name[member.configured]));
-    }
-    candidate.offers.push_back({member.name, member.backend->memory_free(), false});
-    candidate.members.push_back(member);
-  }
-  for (const Situation::Held& held : situation.held)
-    for (size_t i = 0; i < candidate.members.size(); ++i)
-      if (candidate.members[i].connection == held.connection) candidate.offers[i].memory_free += held.bytes;
-  request.tensor_split = shares;  // those of the connected ones
-  if (candidate.offers.empty())
-    throw ResourceError(request.tensor_split.empty() && options_.tensor_split.empty()
-                            ? "no backend is there"
-                            : "no backend is there to which --tensor-split gives layers");
-  place(request, candidate);
-  const size_t n_in_use = situation.epochs.size();
-  if (n_in_use > 0 && request.n_ctx == 0 && std::max(n_in_use, candidate.placement.n_replicas()) > 1) {
-    // With the context of those in use they can go on.
-    request.n_ctx = situation.n_ctx;
-    Candidate same = candidate;
-    try {
-      place(request, same);
-      if (same.placement.n_replicas() >= candidate.placement.n_replicas()) candidate = std::move(same);
-    } catch (const ResourceError&) {
-      // That context has no room any more.
-    }
-  }
-  candidate.left_out = plan::left_out(request, candidate.offers, candidate.placement);
-  return candidate;
-}
-
-// By memory; and then by speed, where that is wanted and the speeds of all are known.
-void ClusterPipeline::place(const plan::PlacementRequest& request, Candidate& candidate) const {
-  candidate.placement = plan::place(request, candidate.offers);
-  if (!membership_) return;
-  const bool uses_local = std::any_of(candidate.placement.stages.begin(), candidate.placement.stages.end(),
-                                      [&](const auto& placed) { return candidate.offers[placed.device].local; });
-  plan::CostModel::Input input;
-  for (const Membership::Member& member : candidate.members) {
-    const Backend::Speeds* speeds = member.backend ? member.backend->speeds() : nullptr;
-    if (member.backend && speeds == nullptr) return;
-    const bool measured = speeds != nullptr || uses_local;
-    input.devices.push_back(speeds != nullptr ? speeds->device : measured ? local_profile() : stage::DeviceProfile());
-    input.links.push_back(speeds != nullptr ? speeds->link : stage::LinkProfile());
-  }
-  input.work = work_;
-  input.layer_kinds = layer_kinds_;
-  for (const uint64_t bytes : request.needs.layer_kv_cache)
-    input.layer_kv_bytes.push_back(static_cast<double>(bytes) / request.cache.block_tokens);
-  input.n_embd = hp_.n_embd;
-  input.n_slots = request.cache.max_slots;
-  const plan::CostModel model(std::move(input));
-  candidate.placement = plan::place(request, candidate.offers, plan::Speed{model, options_.goal});
-}
-
 // The stages of all replicas in use.
 std::vector<const ClusterPipeline::ReplicaPart*> ClusterPipeline::parts_in_use() const {
   std::vector<const ReplicaPart*> parts;
@@ -566,26 +432,11 @@ const ClusterPipeline::Replica* ClusterPipeline::in_use(const Candidate& candida
   return nullptr;
 }
 
-// Measured when layers first come to this machine.
-const stage::DeviceProfile& ClusterPipeline::local_profile() const {
-  if (local_profile_.matrices.empty()) {
-    const stage::SpeedQuestions questions = stage::speed_questions(model_, hyperparameter_metadata_, options_.cache);
-    try {
-      for (const auto& [kind, sample] : questions.layers)
-        local_profile_.layers[kind] = stage::measure_layer(device_, sample, options_.local_memory);
-    } catch (const ResourceError& error) {
-      spdlog::info("{}; it is estimated from products of matrices", error.what());
-    }
-    stage::measure_profile(device_, questions.all_types, options_.local_memory, local_profile_);
-  }
-  return local_profile_;
-}
-
 ClusterPipeline::Proposal ClusterPipeline::propose() {
   const auto deadline = Clock::now() + options_.rpc_wait;
   if (!options_.backends.empty()) wait_for_backends(deadline);
-  Candidate candidate = choose(situation(), Choice::anybody);
-  probe_hops(candidate);
+  Candidate candidate = planner_.choose(situation(), Choice::anybody);
+  Planner::probe_hops(candidate, hops());
   Proposal proposal;
   for (const Membership::Member& member : candidate.members) {
     const Backend::Speeds* speeds = member.backend ? member.backend->speeds() : nullptr;
@@ -603,52 +454,9 @@ std::optional<plan::Prediction> ClusterPipeline::prediction() const {
   return active_ ? active_->prediction : std::nullopt;
 }
 
-// On the best that the model fits, going no further than the last choice.
-ClusterPipeline::Candidate ClusterPipeline::choose(const Situation& situation, Choice last) const {
-  for (const Choice choice : {Choice::reliable, Choice::any_class}) {
-    if (choice == last) break;
-    try {
-      return choose_from(situation, choice);
-    } catch (const ResourceError&) {
-      // With everybody, perhaps; what is thrown there is for people.
-    }
-  }
-  return choose_from(situation, last);
-}
-
-// Finds out which backends reach the next stage's: those hand hidden rows on by themselves.
-void ClusterPipeline::probe_hops(Candidate& candidate) const {
-  plan::Placement& placement = candidate.placement;
-  struct Probe {
-    size_t stage;
-    std::future<std::chrono::microseconds> rtt;
-  };
-  std::vector<Probe> probes;
-  const auto backend_of = [&](size_t stage) -> const Backend* {
-    return candidate.members[placement.stages[stage].device].backend.get();
-  };
+Planner::Hops ClusterPipeline::hops() const {
   const bool relay = options_.relay || Clock::now() < relay_until_.load();
-  for (size_t i = 1; i < placement.stages.size(); ++i) {
-    if (placement.stages[i].slice.embeds) continue;  // the first of a replica
-    const Backend* from = backend_of(i - 1);
-    const Backend* to = backend_of(i);
-    if (from == nullptr || to == nullptr || from == to) continue;
-    placement.stages[i].input = plan::InputPath::relayed;
-    const auto address = to->peer_address();
-    if (relay || !address) continue;
-    probes.push_back({i, std::async(std::launch::async, [from, address] { return from->probe(*address); })});
-  }
-  for (Probe& probe : probes) {
-    try {
-      const std::chrono::duration<double, std::milli> rtt = probe.rtt.get();
-      placement.stages[probe.stage].input = plan::InputPath::direct;
-      spdlog::debug("{} reaches {}: {:.2f} ms", backend_of(probe.stage - 1)->name(), backend_of(probe.stage)->name(),
-                    rtt.count());
-    } catch (const Error& error) {
-      spdlog::warn("activations from {} to {} are relayed by this server: {}", backend_of(probe.stage - 1)->name(),
-                   backend_of(probe.stage)->name(), error.what());
-    }
-  }
+  return relay ? Planner::Hops::relayed : Planner::Hops::direct;
 }
 
 // Opens the last stage first: one that connects to the next finds it waiting. Where that fails after all, the server
@@ -690,7 +498,7 @@ void ClusterPipeline::open_stages(Loading& loading, Replica& replica) {
 void ClusterPipeline::load_plan(Loading& loading) {
   Candidate& candidate = loading.candidate;
   const plan::Placement& placement = candidate.placement;
-  probe_hops(candidate);
+  Planner::probe_hops(candidate, hops());
   spdlog::info("plan:\n{}", plan::describe(placement, candidate.offers, candidate.left_out));
   loading.kept.resize(placement.n_replicas());
   for (size_t r = 0; r < placement.n_replicas(); ++r)
@@ -1182,7 +990,7 @@ void ClusterPipeline::begin_planning(Situation situation, Choice last, std::stri
   planning_->thread = std::thread([this, planning = planning_.get(), last] {
     try {
       reaper_.wait_for_earlier({});
-      planning->candidate = choose(planning->situation, last);
+      planning->candidate = planner_.choose(planning->situation, last);
     } catch (...) {
       planning->error = std::current_exception();
     }
@@ -1343,7 +1151,7 @@ void ClusterPipeline::plan_better() {
   std::string comes, leaves;
   for (const Membership::Member& member : now.members) {
     if (uses(member) && member.leaving()) leaves = member.name;
-    if (!uses(member) && !is_avoided(now, member, Choice::reliable)) comes = member.name;
+    if (!uses(member) && !Planner::is_avoided(now, member, Choice::reliable)) comes = member.name;
   }
   if (!leaves.empty())
     begin_planning(std::move(now), Choice::anybody, leaves + " is about to leave");

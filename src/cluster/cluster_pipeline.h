@@ -21,11 +21,11 @@
 
 #include "cluster/backend.h"
 #include "cluster/membership.h"
+#include "cluster/planner.h"
 #include "device/device.h"
 #include "engine/pipeline.h"
 #include "gguf/reader.h"
 #include "models/arch.h"
-#include "models/work.h"
 #include "plan/placement.h"
 #include "remote/codec.h"
 #include "remote/reaper.h"
@@ -33,7 +33,7 @@
 
 namespace caravan::cluster {
 
-struct ClusterOptions {
+struct ClusterOptions : PlannerOptions {
   std::vector<std::string> backends;              // host:port, in the order of layers; empty: everything local
   std::chrono::seconds rpc_wait{60};              // for backends at the start
   bool waits_on = false;                          // after that, too, where start() would throw because some are missing
@@ -42,15 +42,8 @@ struct ClusterOptions {
   // more.
   std::chrono::milliseconds ticket_patience{30000};
   std::chrono::milliseconds first_ticket_patience{300000};  // for stages that have not computed anything yet
-  // Types, sizes and slots of the cache; n_blocks is chosen by placement.
-  stage::CacheConfig cache;
-  uint32_t n_ctx = 0;  // 0: the largest that fits
-  std::optional<uint32_t> n_gpu_layers;
-  std::vector<double> tensor_split;
-  uint64_t local_memory = 0;  // bytes the server's own stages may take; 0: no local stages beside backends
   int n_hash_threads = 1;
   std::filesystem::path hash_folder;  // where hashes of models are remembered; empty: nowhere
-  std::optional<plan::Goal> goal;     // what layers are placed for, where speeds are known; none: to fill memory alike
   bool relay = false;                 // activations go through this process even where backends reach each other
 };
 
@@ -97,8 +90,9 @@ class ClusterPipeline : public engine::Pipeline {
   struct ReplicaPart;
   struct Replica;
   struct ActivePlan;
-  struct Candidate;
-  struct Situation;
+  using Candidate = Planner::Candidate;
+  using Choice = Planner::Choice;
+  using Situation = Planner::Situation;
   struct Planning;
   struct Loading;
   // A replica in use that ends.
@@ -116,27 +110,18 @@ class ClusterPipeline : public engine::Pipeline {
     void signal();
     void report(Loss failure);
   };
-  // Whom a plan may use: everybody but those that leave; or also not who computes in another numeric class, or failed
-  // lately.
-  enum class Choice { reliable, any_class, anybody };
 
   // The first plan.
   void wait_for_backends(std::chrono::steady_clock::time_point deadline);
   void make_first_plan();
   void keep_waiting(const std::string& why);
 
-  plan::PlacementRequest placement_request() const;
   Situation situation() const;
-  Candidate choose_from(const Situation& situation, Choice choice) const;
-  Candidate choose(const Situation& situation, Choice last) const;
-  void place(const plan::PlacementRequest& request, Candidate& candidate) const;
   const Replica* in_use(const Candidate& candidate, size_t replica) const;
   std::vector<const ReplicaPart*> parts_in_use() const;
-  const stage::DeviceProfile& local_profile() const;
-  static bool is_avoided(const Situation& situation, const Membership::Member& member, Choice choice);
   void load_plan(Loading& loading);
   std::unique_ptr<Replica> make_replica(const Candidate& candidate, size_t index);
-  void probe_hops(Candidate& candidate) const;
+  Planner::Hops hops() const;
   void open_stages(Loading& loading, Replica& replica);
   stage::LoadRequest load_request(const plan::PlacedStage& placed, const plan::Placement& placement,
                                   const std::string& name);
@@ -185,8 +170,6 @@ class ClusterPipeline : public engine::Pipeline {
   const models::Hyperparameters hp_;
   // Until then no stage hands its output on by itself.
   std::atomic<std::chrono::steady_clock::time_point> relay_until_{};
-  const models::ModelWork work_;
-  const std::vector<uint32_t> layer_kinds_;
   const uint64_t session_;  // random, names this server's use of the stages
 
   // Used by start(), and then by the thread that loads a plan.
@@ -194,8 +177,7 @@ class ClusterPipeline : public engine::Pipeline {
   std::mutex rehash_mutex_;      // held while they are computed again
   uint64_t epoch_ = 0;           // of the replica that was opened last
 
-  // Used by start() and then by the thread that plans.
-  mutable stage::DeviceProfile local_profile_;  // of this machine; empty until it is needed
+  Planner planner_;  // used by start() and then by the thread that plans
 
   // Used by start() and then by the watching thread only.
   uint64_t n_plans_ = 0;
