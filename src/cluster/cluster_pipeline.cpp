@@ -283,8 +283,10 @@ void ClusterPipeline::make_first_plan() {
       if (!refused) {
         if (membership_ && membership_->generation() != considered_) continue;  // with those who came meanwhile
         const auto absent = membership_ ? membership_->missing() : std::vector<std::string>();
-        if (absent.empty()) throw;
-        const auto why = fmt::format("without the missing backends {}: {}", fmt::join(absent, ", "), error.what());
+        if (absent.empty() && (!options_.waits_on || !membership_ || membership_->awaited().empty())) throw;
+        const std::string why =
+            absent.empty() ? error.what()
+                           : fmt::format("without the missing backends {}: {}", fmt::join(absent, ", "), error.what());
         if (!options_.waits_on) throw ResourceError(why);
         keep_waiting(why);
       } else {
@@ -313,7 +315,7 @@ void ClusterPipeline::keep_waiting(const std::string& why) {
   spdlog::warn(
       "{}\nwaiting on for {}:{}\nStart them, or mend the names: each must resolve and be reached from here. `caravan "
       "doctor --rpc {}` looks for the cause; with --rpc-exit the server ends instead of waiting.",
-      why, fmt::join(membership_->missing(), ", "), membership_->reasons(), fmt::join(options_.backends, ","));
+      why, fmt::join(membership_->awaited(), ", "), membership_->reasons(), fmt::join(options_.backends, ","));
   next_log_ = Clock::now() + kStillWaitingInterval;
 }
 

@@ -1,6 +1,7 @@
 #include "cluster/membership.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "base/error.h"
@@ -299,18 +300,40 @@ bool Membership::tried() const {
          std::all_of(shared_->seats.begin(), shared_->seats.end(), [](const auto& seat) { return seat->tried; });
 }
 
+// Names without a member, and addresses that are not connected of those that stand for several and have one.
+std::vector<Membership::Absent> Membership::absent() const {
+  const std::lock_guard lock(shared_->mutex);
+  std::vector<Absent> absent;
+  for (size_t i = 0; i < options_.names.size(); ++i) {
+    bool there = false;
+    std::string why = shared_->name_errors[i];
+    std::vector<Absent> addresses;
+    for (const auto& seat : shared_->seats) {
+      if (seat->configured != i) continue;
+      there = there || seat->stands();
+      if (seat->stands() || seat->is_alias || seat->vanished) continue;
+      if (!seat->last_error.empty()) why = seat->last_error;
+      addresses.push_back({options_.names[i] + " (" + seat->address + ")", seat->last_error});
+    }
+    if (!there) addresses = {{options_.names[i], why}};
+    absent.insert(absent.end(), addresses.begin(), addresses.end());
+  }
+  return absent;
+}
+
+std::vector<std::string> Membership::awaited() const {
+  std::vector<std::string> awaited;
+  for (Absent& one : absent()) awaited.push_back(std::move(one.who));
+  if (!awaited.empty()) return awaited;
+  std::map<size_t, size_t> n_machines;  // by name
+  for (const Member& member : members())
+    if (++n_machines[member.configured] == 2) awaited.push_back(options_.names[member.configured]);
+  return awaited;
+}
+
 std::string Membership::reasons() const {
   std::string text;
-  for (const std::string& name : missing()) {
-    const std::lock_guard lock(shared_->mutex);
-    const auto configured =
-        static_cast<size_t>(std::find(options_.names.begin(), options_.names.end(), name) - options_.names.begin());
-    std::string reason = shared_->name_errors[configured];
-    for (const auto& seat : shared_->seats) {
-      if (seat->configured == configured && !seat->last_error.empty()) reason = seat->last_error;
-    }
-    text += "\n  " + name + ": " + (reason.empty() ? "no answer yet" : reason);
-  }
+  for (const auto& [who, why] : absent()) text += "\n  " + who + ": " + (why.empty() ? "no answer yet" : why);
   return text;
 }
 

@@ -60,7 +60,10 @@ class Membership {
   bool complete() const;
   // Names without a member.
   std::vector<std::string> missing() const;
-  // "\n  NAME: REASON" for each of them.
+  // Those who may come yet: names without a member; of names that stand for several machines the addresses that are not
+  // connected, or else the name: it may stand for more later.
+  std::vector<std::string> awaited() const;
+  // "\n  NAME: REASON" for each that is not connected.
   std::string reasons() const;
   // The error of a backend for which trying again is of no use; null: none.
   std::exception_ptr refusal() const;
@@ -75,6 +78,10 @@ class Membership {
  private:
   struct Seat;
   struct Shared;
+  struct Absent {
+    std::string who, why;
+  };
+  std::vector<Absent> absent() const;
   void resolve_names();
   void update(size_t configured, const std::vector<std::string>& addresses);
   void dial(Seat& seat);

@@ -490,6 +490,21 @@ TEST_F(Cluster, WaitsOnForTheMissingBackendsWhenTheOthersAreTooSmall) {
   EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("b"));
 }
 
+TEST_F(Cluster, WaitsOnForTheOtherMachinesOfANameWhenTooFewAreUp) {
+  machines_.add("pod1", FakeMachines::State::up, 4096);
+  machines_.add("pod2", FakeMachines::State::down);
+  machines_.name("pods", {"pod1", "pod2"});
+  options_.backends = {"pods"};
+  EXPECT_THAT(message_of<ResourceError>([&] { make_pipeline()->start(); }), HasSubstr("need"));
+  options_.waits_on = true;
+  auto pipeline = make_pipeline();
+  auto started = std::async(std::launch::async, [&] { pipeline->start(); });
+  machines_.wait_for_attempts("pod2", 3);
+  machines_.set_state("pod2", FakeMachines::State::up);
+  started.get();
+  EXPECT_THAT(devices(expect_event<PlanReady>(*pipeline).plan), ElementsAre("pod2"));
+}
+
 TEST_F(Cluster, DoesNotWaitOnForABackendThatRefusesForGood) {
   machines_.add("a", FakeMachines::State::down);
   machines_.add("b", FakeMachines::State::down);

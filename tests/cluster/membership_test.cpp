@@ -93,6 +93,21 @@ TEST_F(MembershipTest, ANameThatDoesNotResolveYetIsRetried) {
   EXPECT_THAT(membership_->missing(), IsEmpty());
 }
 
+TEST_F(MembershipTest, AwaitsTheOtherMachinesOfAName) {
+  for (const char* machine : {"single", "pod1"}) machines_.add(machine);
+  machines_.add("pod2", FakeMachines::State::down);
+  machines_.name("pods", {"pod1", "pod2"});
+  start({"single", "pods"});
+  wait_for({"single", "pod1"});
+  wait_until([&] { return membership_->tried(); });
+  EXPECT_THAT(membership_->missing(), IsEmpty());
+  EXPECT_THAT(membership_->awaited(), ElementsAre("pods (pod2)"));
+  EXPECT_EQ(membership_->reasons(), "\n  pods (pod2): pod2: connection refused");
+  machines_.set_state("pod2", FakeMachines::State::up);
+  wait_for({"single", "pod1", "pod2"});
+  EXPECT_THAT(membership_->awaited(), ElementsAre("pods")) << "it may stand for more later";
+}
+
 TEST_F(MembershipTest, TwoAddressesOfOneBackendAreOneMember) {
   machines_.add("machine");
   machines_.alias("same machine", "machine");
@@ -100,6 +115,16 @@ TEST_F(MembershipTest, TwoAddressesOfOneBackendAreOneMember) {
   machines_.wait_for_attempts("machine", 2);
   wait_until([&] { return membership_->tried(); });
   EXPECT_EQ(names().size(), 1u);
+}
+
+TEST_F(MembershipTest, AwaitsNobodyForANameOfOneMachineWithTwoAddresses) {
+  machines_.add("machine");
+  machines_.alias("same machine", "machine");
+  machines_.name("name", {"machine", "same machine"});
+  start({"name"});
+  machines_.wait_for_attempts("machine", 2);
+  wait_until([&] { return membership_->tried(); });
+  EXPECT_THAT(membership_->awaited(), IsEmpty());
 }
 
 TEST_F(MembershipTest, CountsEveryChangeAndTellsWhyAConnectionEnded) {
