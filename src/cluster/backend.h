@@ -62,7 +62,7 @@ class BackendConnector {
   virtual ~BackendConnector() = default;
   // The addresses that a name stands for at the moment, each good for connect(). Throws Error that begins with the name
   // when it does not resolve, and soon when stop is requested.
-  virtual std::vector<std::string> addresses(const std::string& name, std::stop_token stop) {
+  virtual std::vector<std::string> addresses(const std::string& name, const std::stop_token& stop) {
     (void)stop;
     return {name};
   }

@@ -69,7 +69,7 @@ class RemoteConnector : public BackendConnector {
   RemoteConnector(net::IoThreads& io, RemoteOptions options) : io_(io), options_(std::move(options)) {}
 
   // A name of one machine stays a name, which connect() looks up each time.
-  std::vector<std::string> addresses(const std::string& name, std::stop_token stop) override {
+  std::vector<std::string> addresses(const std::string& name, const std::stop_token& stop) override {
     const net::Endpoint endpoint = net::parse_endpoint(name, kDefaultPort);
     boost::system::error_code no_address;
     net::asio::ip::make_address(endpoint.host, no_address);

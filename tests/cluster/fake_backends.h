@@ -178,7 +178,7 @@ class FakeMachines : public BackendConnector {
     names_[name] = std::move(machines);
   }
 
-  std::vector<std::string> addresses(const std::string& name, std::stop_token) override {
+  std::vector<std::string> addresses(const std::string& name, const std::stop_token&) override {
     const std::lock_guard lock(mutex_);
     const auto found = names_.find(name);
     if (found == names_.end()) return {name};
