@@ -5,17 +5,12 @@
 
 #include <algorithm>
 #include <future>
-#include <numeric>
 #include <random>
 #include <set>
 
 #include "base/log.h"
-#include "base/progress.h"
 #include "models/registry.h"
-#include "remote/inlet.h"
 #include "remote/remote_stage.h"
-#include "stage/local_stage.h"
-#include "weights/source.h"
 
 namespace caravan::cluster {
 namespace {
@@ -87,61 +82,12 @@ struct ClusterPipeline::Planning {
   std::thread thread;
 };
 
-// A plan that is being loaded by a thread of its own, but for what is in use already.
-struct ClusterPipeline::Loading {
-  Candidate candidate;
-  // Per replica of the candidate: the epoch of one in use that is the same and goes on; 0: it is loaded.
-  std::vector<uint64_t> kept;
-  std::atomic<bool> cancelled{false};
+// A plan that is being loaded by a thread of its own.
+struct ClusterPipeline::Loading : LoadTask {
   std::atomic<bool> done{false};
   // Set when done.
-  std::vector<std::unique_ptr<Replica>> replicas;  // null: kept
   std::exception_ptr error;
-  std::string device;  // that was being loaded
   std::thread thread;
-};
-
-// A stage of a replica.
-struct ClusterPipeline::ReplicaPart {
-  std::string device;
-  stage::Slice slice;
-  uint64_t held_bytes = 0;    // on the device
-  Membership::Member member;  // keeps the connection
-  std::unique_ptr<Hop> hop;
-  std::unique_ptr<stage::Stage> stage;
-  stage::DirectStage* direct = nullptr;  // the stage, if it is on a backend
-  bool hands_on = false;                 // its hidden rows go straight to the next part's backend
-  double seconds_per_row = 0;            // under the replica's mutex; running mean; 0: nothing was computed yet
-  std::shared_ptr<engine::StageCounters> counters = std::make_shared<engine::StageCounters>();
-};
-
-// The stages of a replica and the batches under way there. Stages are destroyed first to last: one that still delivers
-// finds the next alive.
-struct ClusterPipeline::Replica {
-  // A batch under way.
-  struct Flight {
-    std::shared_ptr<const stage::Batch> batch;
-    size_t stage = 0;  // that computes it, or hands it on to who does
-    Clock::time_point since;
-    std::vector<double> stage_seconds;  // of each part, as far as they are done
-  };
-  ~Replica() {
-    for (ReplicaPart& part : parts) part.stage.reset();
-  }
-
-  // The part whose output comes to us when a step is started at this one.
-  size_t end_of_row(size_t part) const {
-    while (parts[part].hands_on) ++part;
-    return part;
-  }
-
-  uint64_t epoch = 0;  // of its stages; the engine knows it by this
-  double speed = 0;    // engine::ReplicaSummary::speed
-  std::vector<engine::StageSummary> summary;
-  std::vector<ReplicaPart> parts;
-  std::mutex mutex;
-  std::map<uint64_t, Flight> in_flight;  // under mutex; by ticket
-  bool retired = false;                  // under events_mutex_: its results no longer count
 };
 
 // The replicas in use, at least one.
@@ -192,17 +138,17 @@ class ClusterPipeline::Hop : public stage::OutputSink {
 
 ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& device, BackendConnector* connector,
                                  ClusterOptions options)
-    : model_(model),
-      device_(device),
-      connector_(connector),
+    : connector_(connector),
       options_(std::move(options)),
       arch_(models::find_arch(model.metadata())),
       hyperparameter_metadata_(models::hyperparameter_metadata(model.metadata(), options_.n_ctx)),
       hp_(arch_.read(hyperparameter_metadata_)),
       session_(random_session()),
-      hashes_(model, weights::HashMemory(options_.hash_folder)),
-      planner_({model_, hyperparameter_metadata_, arch_, hp_}, device_, options_,
-               options_.backends.empty() ? Planner::Machines::local_only : Planner::Machines::backends) {
+      planner_({model, hyperparameter_metadata_, arch_, hp_}, device, options_,
+               options_.backends.empty() ? Planner::Machines::local_only : Planner::Machines::backends),
+      loader_({model, hyperparameter_metadata_, arch_, hp_}, device,
+              {session_, options_.n_hash_threads, options_.hash_folder},
+              [this](Replica& replica, size_t stage) { return std::make_unique<Hop>(*this, replica, stage); }) {
   CARAVAN_ASSERT(connector_ != nullptr || options_.backends.empty(), "backends need a connector");
   // Before anything is waited for, and while all backends count: later only those that are there do.
   if (!options_.tensor_split.empty() && options_.tensor_split.size() != options_.backends.size())
@@ -319,86 +265,6 @@ void ClusterPipeline::keep_waiting(const std::string& why) {
   next_log_ = Clock::now() + kStillWaitingInterval;
 }
 
-weights::Manifest ClusterPipeline::manifest_of(const stage::Slice& slice, bool hashed) {
-  const auto names = models::slice_tensor_names(arch_, hp_, slice, models::tensor_map(model_));
-  if (!hashed) return weights::make_manifest(model_, names, weights::Hashing::none, nullptr, 1);
-  const auto all = models::slice_tensor_names(arch_, hp_, models::whole_model(hp_), models::tensor_map(model_));
-  if (const uint64_t unknown = hashes_.unknown_bytes(all); unknown > 0) {
-    Progress progress("hashing " + model_.path(), unknown);
-    hashes_.compute(all, &progress, options_.n_hash_threads);
-  }
-  return hashes_.manifest(names);
-}
-
-stage::LoadRequest ClusterPipeline::load_request(const plan::PlacedStage& placed, const plan::Placement& placement,
-                                                 const std::string& name) {
-  stage::LoadRequest request;
-  request.hyperparameters = hyperparameter_metadata_;
-  request.manifest = manifest_of(placed.slice, name != "local");
-  request.slice = placed.slice;
-  request.cache = placement.cache;
-  return request;
-}
-
-// Hashes that turn out to be wrong are computed again, once for all stages that find out.
-void ClusterPipeline::load_stage(stage::LoadRequest request, stage::Stage& stage,
-                                 const std::function<void(uint64_t)>& on_progress) {
-  weights::ModelSource source(model_);
-  weights::WeightSource* const sources[] = {&source};
-  try {
-    stage.load(request, sources, on_progress);
-  } catch (const weights::SourceError& error) {
-    const Digest before = stage::content_key(request);
-    {
-      const std::lock_guard lock(rehash_mutex_);
-      if (hashes_.recalled()) {
-        // The file may have changed though its size and time have not.
-        spdlog::warn("{}; the hashes that were remembered of {} are computed again", error.what(), model_.path());
-        hashes_.forget();
-      }
-      request.manifest = manifest_of(request.slice, true);
-    }
-    if (stage::content_key(request) == before) throw;
-    stage.load(request, sources, on_progress);
-  }
-}
-
-// All stages at the same time: machines may have weights of their own, and each prepares what comes. One that fails
-// ends the others' loading.
-void ClusterPipeline::load_stages(Loading& loading, const std::vector<ReplicaPart*>& parts,
-                                  std::vector<stage::LoadRequest> requests) {
-  std::vector<uint64_t> done(requests.size());
-  uint64_t total = 0;
-  for (const stage::LoadRequest& request : requests) total += request.manifest.size_bytes();
-  const bool alone = requests.size() == 1;
-  Progress progress(alone ? fmt::format("loading layers 0-{} on {}", hp_.n_layer - 1, parts.front()->device)
-                          : fmt::format("loading {} layers on {} devices", hp_.n_layer, requests.size()),
-                    total);
-  std::mutex mutex;
-  std::exception_ptr failure;
-  {
-    std::vector<std::jthread> threads;
-    for (size_t i = 0; i < requests.size(); ++i) {
-      const auto on_progress = [&, i](uint64_t bytes) {
-        const std::lock_guard lock(mutex);
-        if (loading.cancelled || failure) throw Error("loading was given up: the plan can no longer be used");
-        done[i] = bytes;
-        progress.update(std::accumulate(done.begin(), done.end(), uint64_t{0}));
-      };
-      threads.emplace_back([&, i, on_progress] {
-        try {
-          load_stage(std::move(requests[i]), *parts[i]->stage, on_progress);
-        } catch (...) {
-          const std::lock_guard lock(mutex);
-          if (!failure) loading.device = parts[i]->device;
-          if (!failure) failure = std::current_exception();
-        }
-      });
-    }
-  }
-  if (failure) std::rethrow_exception(failure);
-}
-
 ClusterPipeline::Situation ClusterPipeline::situation() const {
   Situation situation;
   if (membership_) situation.members = membership_->members();
@@ -414,7 +280,7 @@ ClusterPipeline::Situation ClusterPipeline::situation() const {
 }
 
 // The stages of all replicas in use.
-std::vector<const ClusterPipeline::ReplicaPart*> ClusterPipeline::parts_in_use() const {
+std::vector<const ReplicaPart*> ClusterPipeline::parts_in_use() const {
   std::vector<const ReplicaPart*> parts;
   if (!active_) return parts;
   for (const auto& replica : active_->replicas)
@@ -423,7 +289,7 @@ std::vector<const ClusterPipeline::ReplicaPart*> ClusterPipeline::parts_in_use()
 }
 
 // The replica in use that has the stages of a candidate's; nullptr: none has.
-const ClusterPipeline::Replica* ClusterPipeline::in_use(const Candidate& candidate, size_t replica) const {
+const Replica* ClusterPipeline::in_use(const Candidate& candidate, size_t replica) const {
   if (!active_) return nullptr;
   const auto stages = candidate.placement.replica(replica);
   const auto same = [&](const plan::PlacedStage& placed, const ReplicaPart& part) {
@@ -461,126 +327,12 @@ Planner::Hops ClusterPipeline::hops() const {
   return relay ? Planner::Hops::relayed : Planner::Hops::direct;
 }
 
-// Opens the last stage first: one that connects to the next finds it waiting. Where that fails after all, the server
-// relays.
-void ClusterPipeline::open_stages(Loading& loading, Replica& replica) {
-  for (bool again = true; again;) {
-    again = false;
-    replica.epoch = ++epoch_;
-    std::string next_key;  // of the route into the part after
-    for (size_t i = replica.parts.size(); i-- > 0 && !again;) {
-      ReplicaPart& part = replica.parts[i];
-      loading.device = part.device;
-      stage::Routes routes;
-      if (part.hands_on) {
-        routes.output = replica.parts[i + 1].direct->address();
-        routes.output->key = next_key;
-      }
-      if (i > 0 && replica.parts[i - 1].hands_on) routes.input_key = next_key = remote::make_route_key();
-      if (!routes.input_key && !routes.output) {
-        part.stage->open(session_, replica.epoch, *part.hop);
-        continue;
-      }
-      try {
-        part.direct->open(session_, replica.epoch, *part.hop, routes);
-      } catch (const remote::StalledError&) {
-        throw;  // the backend stands still, not its connection to the next
-      } catch (const Error& error) {
-        if (!part.hands_on) throw;
-        spdlog::warn("activations from {} to {} are relayed by this server: {}", part.device,
-                     replica.parts[i + 1].device, error.what());
-        part.hands_on = false;
-        again = true;
-      }
-    }
-  }
-}
-
-// Loads and opens a candidate's replicas that are not in use: loading.replicas.
+// The loading thread.
 void ClusterPipeline::load_plan(Loading& loading) {
-  Candidate& candidate = loading.candidate;
-  const plan::Placement& placement = candidate.placement;
+  Planner::Candidate& candidate = loading.candidate;
   Planner::probe_hops(candidate, hops());
-  spdlog::info("plan:\n{}", plan::describe(placement, candidate.offers, candidate.left_out));
-  loading.kept.resize(placement.n_replicas());
-  for (size_t r = 0; r < placement.n_replicas(); ++r)
-    loading.replicas.push_back(loading.kept[r] == 0 ? make_replica(candidate, r) : nullptr);
-  // All of the memory first: where some is refused, nothing was loaded in vain.
-  std::vector<ReplicaPart*> parts;
-  std::vector<stage::LoadRequest> requests;
-  for (size_t r = 0; r < placement.n_replicas(); ++r)
-    for (size_t i = 0; loading.replicas[r] && i < loading.replicas[r]->parts.size(); ++i) {
-      const plan::PlacedStage& placed = placement.replica(r)[i];
-      ReplicaPart& part = loading.replicas[r]->parts[i];
-      loading.device = part.device;
-      requests.push_back(load_request(placed, placement, loading.device));
-      part.stage->reserve(requests.back(), placed.need);
-      if (auto* remote = dynamic_cast<remote::RemoteStage*>(part.stage.get()))
-        remote->ask_others(backends_beside(part.member));
-      parts.push_back(&part);
-    }
-  if (!parts.empty()) load_stages(loading, parts, std::move(requests));
-  for (const auto& replica : loading.replicas) {
-    if (!replica) continue;
-    open_stages(loading, *replica);
-    replica->summary = summarize(*replica, placement.replica(static_cast<size_t>(&replica - loading.replicas.data())));
-  }
-}
-
-// The stages of one of a candidate's replicas, not loaded yet.
-std::unique_ptr<ClusterPipeline::Replica> ClusterPipeline::make_replica(const Candidate& candidate, size_t index) {
-  auto replica = std::make_unique<Replica>();
-  const std::span<const plan::PlacedStage> stages = candidate.placement.replica(index);
-  if (!candidate.placement.replica_speeds.empty()) replica->speed = candidate.placement.replica_speeds[index];
-  for (size_t i = 0; i < stages.size(); ++i) {
-    ReplicaPart part;
-    part.device = candidate.offers[stages[i].device].name;
-    part.slice = stages[i].slice;
-    part.held_bytes = stages[i].need.total();
-    part.member = candidate.members[stages[i].device];
-    part.hop = std::make_unique<Hop>(*this, *replica, i);
-    part.stage = part.member.backend ? part.member.backend->make_stage() : std::make_unique<stage::LocalStage>(device_);
-    part.direct = dynamic_cast<stage::DirectStage*>(part.stage.get());
-    part.hands_on = i + 1 < stages.size() && stages[i + 1].input == plan::InputPath::direct;
-    replica->parts.push_back(std::move(part));
-  }
-  return replica;
-}
-
-// Those that may have weights which this one is to load.
-std::vector<remote::PeerAddress> ClusterPipeline::backends_beside(const Membership::Member& member) const {
-  std::vector<remote::PeerAddress> others;
-  for (const Membership::Member& other : membership_->members()) {
-    if (other.connection == member.connection || other.leaving()) continue;
-    if (const auto address = other.backend->peer_address()) others.push_back({address->endpoint, address->backend_id});
-  }
-  return others;
-}
-
-std::vector<engine::StageSummary> ClusterPipeline::summarize(const Replica& replica,
-                                                             std::span<const plan::PlacedStage> stages) const {
-  std::vector<engine::StageSummary> summaries;
-  for (size_t i = 0; i < stages.size(); ++i) {
-    engine::StageSummary summary;
-    summary.device = replica.parts[i].device;
-    summary.layer_begin = stages[i].slice.layer_begin;
-    summary.layer_end = stages[i].slice.layer_end;
-    summary.embeds = stages[i].slice.embeds;
-    summary.outputs = stages[i].slice.outputs;
-    summary.weight_bytes = stages[i].need.weights;
-    summary.kv_bytes = stages[i].need.kv_cache;
-    summary.scratch_bytes = stages[i].need.scratch;
-    summary.counters = replica.parts[i].counters;
-    if (const auto* remote = dynamic_cast<const remote::RemoteStage*>(replica.parts[i].stage.get())) {
-      const remote::WeightOrigins origins = remote->origins();
-      summary.weights_from = {{"models-dir", origins.models_dir},
-                              {"cache", origins.cache},
-                              {"peer", origins.peers},
-                              {"server", origins.server}};
-    }
-    summaries.push_back(std::move(summary));
-  }
-  return summaries;
+  spdlog::info("plan:\n{}", plan::describe(candidate.placement, candidate.offers, candidate.left_out));
+  loader_.load(loading, membership_.get());
 }
 
 // What the engine is told of a placement beside its replicas and stages.

@@ -8,7 +8,6 @@
 #include <condition_variable>
 #include <deque>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,15 +20,15 @@
 
 #include "cluster/backend.h"
 #include "cluster/membership.h"
+#include "cluster/plan_loader.h"
 #include "cluster/planner.h"
+#include "cluster/replica.h"
 #include "device/device.h"
 #include "engine/pipeline.h"
 #include "gguf/reader.h"
 #include "models/arch.h"
 #include "plan/placement.h"
-#include "remote/codec.h"
 #include "remote/reaper.h"
-#include "weights/hash_memory.h"
 
 namespace caravan::cluster {
 
@@ -87,8 +86,6 @@ class ClusterPipeline : public engine::Pipeline {
 
  private:
   class Hop;
-  struct ReplicaPart;
-  struct Replica;
   struct ActivePlan;
   using Candidate = Planner::Candidate;
   using Choice = Planner::Choice;
@@ -120,16 +117,7 @@ class ClusterPipeline : public engine::Pipeline {
   const Replica* in_use(const Candidate& candidate, size_t replica) const;
   std::vector<const ReplicaPart*> parts_in_use() const;
   void load_plan(Loading& loading);
-  std::unique_ptr<Replica> make_replica(const Candidate& candidate, size_t index);
   Planner::Hops hops() const;
-  void open_stages(Loading& loading, Replica& replica);
-  stage::LoadRequest load_request(const plan::PlacedStage& placed, const plan::Placement& placement,
-                                  const std::string& name);
-  void load_stages(Loading& loading, const std::vector<ReplicaPart*>& parts, std::vector<stage::LoadRequest> requests);
-  void load_stage(stage::LoadRequest request, stage::Stage& stage, const std::function<void(uint64_t)>& on_progress);
-  weights::Manifest manifest_of(const stage::Slice& slice, bool hashed);
-  std::vector<remote::PeerAddress> backends_beside(const Membership::Member& member) const;
-  std::vector<engine::StageSummary> summarize(const Replica& replica, std::span<const plan::PlacedStage> stages) const;
   engine::PlanSummary limits(const plan::Placement& placement) const;
   void activate(Loading& loading);
 
@@ -161,8 +149,6 @@ class ClusterPipeline : public engine::Pipeline {
   void stage_delivered(Replica& replica, size_t stage, stage::StageOutput output) noexcept;
   bool stopping() const { return stopping_.load(); }
 
-  const gguf::Model& model_;
-  device::Device& device_;
   BackendConnector* const connector_;
   const ClusterOptions options_;
   const models::Arch& arch_;
@@ -172,12 +158,8 @@ class ClusterPipeline : public engine::Pipeline {
   std::atomic<std::chrono::steady_clock::time_point> relay_until_{};
   const uint64_t session_;  // random, names this server's use of the stages
 
-  // Used by start(), and then by the thread that loads a plan.
-  weights::ModelHashes hashes_;  // of the model's tensors, computed when a backend first needs them
-  std::mutex rehash_mutex_;      // held while they are computed again
-  uint64_t epoch_ = 0;           // of the replica that was opened last
-
-  Planner planner_;  // used by start() and then by the thread that plans
+  Planner planner_;    // used by start() and then by the thread that plans
+  PlanLoader loader_;  // used by start() and then by the thread that loads a plan
 
   // Used by start() and then by the watching thread only.
   uint64_t n_plans_ = 0;
