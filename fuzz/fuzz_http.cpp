@@ -34,7 +34,7 @@ class Target {
 
   // Sends the bytes and reads the responses to the end.
   void run(size_t piece, std::string bytes) {
-    const net::Executor executor = io_.make_strand();
+    const net::Executor executor = io_.next_executor();
     net::run_blocking(executor, exchange(executor, piece, std::move(bytes)));
   }
 

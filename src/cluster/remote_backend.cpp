@@ -76,7 +76,7 @@ class RemoteConnector : public BackendConnector {
     if (!no_address) return {name};
     std::set<std::string> texts;
     bool elsewhere = false;
-    for (const auto& found : net::run_blocking(io_.make_strand(), net::resolve(endpoint, kResolveTimeout), stop)) {
+    for (const auto& found : net::run_blocking(io_.next_executor(), net::resolve(endpoint, kResolveTimeout), stop)) {
       elsewhere = elsewhere || !found.address().is_loopback();
       texts.insert(net::Endpoint{found.address().to_string(), endpoint.port}.text());
     }

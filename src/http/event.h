@@ -7,7 +7,7 @@
 
 namespace caravan::http {
 
-// One coroutine waits, others notify. Everything is called on the executor given, a strand; to notify from another
+// One coroutine waits, others notify. Everything is called on the executor given, a serial one; to notify from another
 // thread, post to it. A notification before wait() is kept: the next wait() returns at once.
 class AsyncEvent {
  public:

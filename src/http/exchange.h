@@ -10,7 +10,7 @@
 
 namespace caravan::http {
 
-// Handed to a handler for one request. Everything runs on executor(), the connection's strand.
+// Handed to a handler for one request. Everything runs on executor(), the connection's, which is serial.
 class Exchange {
  public:
   virtual ~Exchange() = default;

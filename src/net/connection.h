@@ -34,9 +34,9 @@ class ConnectionError : public Error {
 
 using ConstBuffer = asio::const_buffer;
 
-// A bidirectional byte stream. Everything is called on executor(), a strand: one read_some and one write may be under
-// way at the same time, no more. Keep one read_some outstanding beside the writer: it is how the end of the peer is
-// noticed.
+// A bidirectional byte stream. Everything is called on executor(), which is serial: one read_some and one write may be
+// under way at the same time, no more. Keep one read_some outstanding beside the writer: it is how the end of the peer
+// is noticed.
 class Connection {
  public:
   virtual ~Connection() = default;

@@ -1,19 +1,19 @@
 // I/O threads, the executor every coroutine of this program runs on, and small helpers around them.
 #pragma once
 
+#include <atomic>
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/strand.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/use_future.hpp>
 #include <chrono>
 #include <future>
 #include <stop_token>
+#include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -26,7 +26,8 @@ using awaitable = asio::awaitable<T>;
 using Executor = asio::any_io_executor;
 using Duration = std::chrono::steady_clock::duration;
 
-// An io_context and the threads that run it. Whatever uses the context is destroyed before this, or told to stop.
+// Threads that each run an io_context of their own: what belongs to one connection stays on one thread, and nothing is
+// handed from one to another. Whatever uses them is destroyed before this, or told to stop.
 class IoThreads {
  public:
   // n_threads >= 1.
@@ -36,16 +37,16 @@ class IoThreads {
   IoThreads(const IoThreads&) = delete;
   IoThreads& operator=(const IoThreads&) = delete;
 
-  asio::io_context& context() { return context_; }
-  // A new strand: what runs on it never runs at the same time as something else on it.
-  Executor make_strand() { return asio::make_strand(context_); }
+  // The executor of one of the threads, of each in turn. What runs on it never runs at the same time as something else
+  // on it; nothing may block there. Thread-safe.
+  Executor next_executor();
   // Ends the threads; coroutines that wait are destroyed with the context. Idempotent; not from an I/O thread.
   void stop();
 
  private:
-  asio::io_context context_;
-  asio::executor_work_guard<asio::io_context::executor_type> work_;
-  std::vector<std::thread> threads_;
+  struct Context;
+  std::vector<std::unique_ptr<Context>> contexts_;
+  std::atomic<size_t> next_{0};
 };
 
 // Runs a coroutine on executor in the background. An exception that leaves it is logged with name.

@@ -9,12 +9,12 @@
 namespace caravan::net {
 
 Listener::Listener(IoThreads& io, const Endpoint& endpoint)
-    : io_(io), executor_(io.make_strand()), acceptor_(executor_), endpoint_(endpoint) {
+    : io_(io), executor_(io.next_executor()), acceptor_(executor_), endpoint_(endpoint) {
   const auto check = [&](const char* call, const boost::system::error_code& code) {
     if (code) throw SystemError(fmt::format("{} {}", call, endpoint.text()), code.value());
   };
   boost::system::error_code code;
-  asio::ip::tcp::resolver resolver(io.context());
+  asio::ip::tcp::resolver resolver(executor_);
   const auto addresses =
       resolver.resolve(endpoint.host, std::to_string(endpoint.port), asio::ip::resolver_base::passive, code);
   if (code || addresses.empty())
@@ -36,7 +36,8 @@ Listener::Listener(IoThreads& io, const Endpoint& endpoint)
 awaitable<std::unique_ptr<TcpConnection>> Listener::accept() {
   while (acceptor_.is_open()) {
     boost::system::error_code code;
-    Socket socket = co_await acceptor_.async_accept(io_.make_strand(), asio::redirect_error(asio::use_awaitable, code));
+    Socket socket =
+        co_await acceptor_.async_accept(io_.next_executor(), asio::redirect_error(asio::use_awaitable, code));
     if (!code) co_return std::make_unique<TcpConnection>(std::move(socket));
     if (!acceptor_.is_open()) break;
     if (code == asio::error::connection_aborted) continue;  // the peer left while it waited in the backlog

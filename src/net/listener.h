@@ -10,7 +10,7 @@
 
 namespace caravan::net {
 
-// Accepts connections, each on a strand of its own. accept() and close() are called on executor().
+// Accepts connections, on the threads of io in turn. accept() and close() are called on executor().
 class Listener {
  public:
   // Resolves the host (blocking), binds and listens. Throws SystemError naming the endpoint ("address in use"),

@@ -10,7 +10,7 @@ namespace {
 
 using Kind = ConnectionError::Kind;
 
-// One direction. Both ends run on one strand, so nothing is locked.
+// One direction. Both ends run on one serial executor, so nothing is locked.
 struct Pipe {
   Pipe(const Executor& executor, Faults f) : faults(f), changed(executor) {}
 

@@ -25,7 +25,7 @@ struct Faults {
   size_t capacity = 1 << 20;
 };
 
-// A pair of connected ends, both on executor (a strand). first's writes meet first_to_second.
+// A pair of connected ends, both on executor (a serial one). first's writes meet first_to_second.
 std::pair<std::unique_ptr<Connection>, std::unique_ptr<Connection>> make_memory_pair(const Executor& executor,
                                                                                      Faults first_to_second = {},
                                                                                      Faults second_to_first = {});

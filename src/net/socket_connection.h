@@ -19,7 +19,7 @@ ConnectionError connection_error(const std::string& peer, const boost::system::e
 template <typename Socket>
 class SocketConnection : public Connection {
  public:
-  // Takes an open socket whose executor is a strand.
+  // Takes an open socket whose executor is serial.
   SocketConnection(std::string peer, Socket&& socket)
       : executor_(socket.get_executor()), socket_(std::move(socket)), peer_(std::move(peer)) {}
 

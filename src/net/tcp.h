@@ -13,7 +13,7 @@ using Socket = asio::basic_stream_socket<asio::ip::tcp, Executor>;
 
 class TcpConnection : public SocketConnection<Socket> {
  public:
-  // Takes an open socket whose executor is a strand.
+  // Takes an open socket whose executor is serial.
   explicit TcpConnection(Socket socket);
 
   void abort() noexcept override;
@@ -24,8 +24,8 @@ class TcpConnection : public SocketConnection<Socket> {
   Socket release() { return std::move(socket()); }
 };
 
-// Resolves and connects, trying each address in turn within timeout; the connection's strand is the one this coroutine
-// runs on (run it on IoThreads::make_strand()). Throws ConnectionError naming the endpoint.
+// Resolves and connects, trying each address in turn within timeout; the connection's executor is the one this
+// coroutine runs on (run it on IoThreads::next_executor()). Throws ConnectionError naming the endpoint.
 awaitable<std::unique_ptr<TcpConnection>> connect_tcp(Endpoint endpoint, Duration timeout);
 
 // Makes the next close of a socket a reset.

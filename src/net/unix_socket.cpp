@@ -18,7 +18,7 @@ using UnixSocket = asio::basic_stream_socket<asio::local::stream_protocol, Execu
 // A socket file that was left behind by a process that is gone refuses connections.
 bool nobody_listens(IoThreads& io, const std::string& path) {
   boost::system::error_code code;
-  asio::local::stream_protocol::socket probe(io.context());
+  asio::local::stream_protocol::socket probe(io.next_executor());
   probe.connect(asio::local::stream_protocol::endpoint(path), code);
   return code == asio::error::connection_refused;
 }
@@ -31,7 +31,7 @@ bool is_socket(const std::string& path) {
 }  // namespace
 
 UnixListener::UnixListener(IoThreads& io, std::string path)
-    : io_(io), executor_(io.make_strand()), acceptor_(executor_), path_(std::move(path)) {
+    : io_(io), executor_(io.next_executor()), acceptor_(executor_), path_(std::move(path)) {
   if (path_.size() >= sizeof(sockaddr_un::sun_path))
     throw RequestError(fmt::format("cannot listen on '{}': the path of a Unix socket has fewer than {} bytes", path_,
                                    sizeof(sockaddr_un::sun_path)));
@@ -53,7 +53,7 @@ UnixListener::~UnixListener() { ::unlink(path_.c_str()); }
 awaitable<std::unique_ptr<Connection>> UnixListener::accept() {
   while (acceptor_.is_open()) {
     boost::system::error_code code;
-    UnixSocket socket(io_.make_strand());
+    UnixSocket socket(io_.next_executor());
     co_await acceptor_.async_accept(socket, asio::redirect_error(asio::use_awaitable, code));
     if (!code) co_return std::make_unique<SocketConnection<UnixSocket>>("a client of " + path_, std::move(socket));
     if (!acceptor_.is_open()) break;

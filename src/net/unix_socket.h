@@ -10,7 +10,7 @@
 
 namespace caravan::net {
 
-// Accepts connections on a path, each on a strand of its own. accept() and close() are called on executor().
+// Accepts connections on a path, on the threads of io in turn. accept() and close() are called on executor().
 class UnixListener {
  public:
   // Binds and listens. A socket file that nobody listens on any more is replaced. Throws SystemError naming the path,

@@ -384,7 +384,7 @@ std::shared_ptr<BackendLink> BackendLink::connect(net::IoThreads& io, const net:
   std::shared_ptr<State> state;
   try {
     std::unique_ptr<net::Connection> connection =
-        net::run_blocking(io.make_strand(), open_connection(endpoint, options), options.stop);
+        net::run_blocking(io.next_executor(), open_connection(endpoint, options), options.stop);
     net::Connection& raw = *connection;
     const net::Executor executor = raw.executor();
     state = std::make_shared<State>(std::move(connection), endpoint, options);

@@ -36,12 +36,12 @@ TEST(ParseEndpoint, RefusesWhatIsNotAnEndpointAndQuotesIt) {
 
 TEST(Resolve, FindsLocalhostAndNamesWhatDoesNotResolve) {
   IoThreads io(1);
-  const auto addresses = run_blocking(io.make_strand(), resolve({"localhost", 7}, std::chrono::seconds(5)));
+  const auto addresses = run_blocking(io.next_executor(), resolve({"localhost", 7}, std::chrono::seconds(5)));
   ASSERT_FALSE(addresses.empty());
   EXPECT_TRUE(addresses[0].address().is_loopback());
   EXPECT_EQ(addresses[0].port(), 7);
   try {
-    run_blocking(io.make_strand(), resolve({"no-such-host.invalid", 7}, std::chrono::seconds(5)));
+    run_blocking(io.next_executor(), resolve({"no-such-host.invalid", 7}, std::chrono::seconds(5)));
     FAIL() << "resolved";
   } catch (const ConnectionError& error) {
     EXPECT_NE(std::string(error.what()).find("no-such-host.invalid"), std::string::npos) << error.what();

@@ -30,7 +30,7 @@ FrameLimits generous(uint16_t) { return {1 << 16, uint64_t{1} << 20}; }
 std::vector<Frame> transmit(const std::vector<std::byte>& bytes, const Faults& faults,
                             const FrameReader::LimitFunction& limits = generous) {
   IoThreads io(1);
-  const Executor executor = io.make_strand();
+  const Executor executor = io.next_executor();
   auto [writer, reader] = make_memory_pair(executor, faults);
   std::vector<Frame> frames;
   const auto write = [](Connection& connection, const std::vector<std::byte>& data) -> awaitable<void> {

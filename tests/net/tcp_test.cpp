@@ -20,7 +20,7 @@ std::span<std::byte> bytes_of(std::string& text) { return std::as_writable_bytes
 struct LoopbackPair {
   explicit LoopbackPair(IoThreads& io) : listener(io, {"127.0.0.1", 0}) {
     auto accepted = asio::co_spawn(listener.executor(), listener.accept(), asio::use_future);
-    client = run_blocking(io.make_strand(), connect_tcp(listener.endpoint(), seconds(5)));
+    client = run_blocking(io.next_executor(), connect_tcp(listener.endpoint(), seconds(5)));
     server = accepted.get();
   }
   Listener listener;
@@ -117,7 +117,7 @@ TEST(ConnectTcp, NamesTheEndpointThatRefuses) {
     nobody = Listener(io, {"127.0.0.1", 0}).endpoint();
   }
   try {
-    run_blocking(io.make_strand(), connect_tcp(nobody, seconds(5)));
+    run_blocking(io.next_executor(), connect_tcp(nobody, seconds(5)));
     FAIL() << "connected";
   } catch (const ConnectionError& error) {
     EXPECT_EQ(error.kind(), ConnectionError::Kind::unreachable);

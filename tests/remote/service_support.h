@@ -62,7 +62,7 @@ inline std::string what_of(const std::function<void()>& action) {
 class HandMadeServer {
  public:
   HandMadeServer(net::IoThreads& io, const net::Endpoint& endpoint)
-      : connection_(net::run_blocking(io.make_strand(), net::connect_tcp(endpoint, std::chrono::seconds(5)))),
+      : connection_(net::run_blocking(io.next_executor(), net::connect_tcp(endpoint, std::chrono::seconds(5)))),
         reader_(*connection_, [](uint16_t) { return net::FrameLimits{1 << 20, 1 << 20}; }) {}
   ~HandMadeServer() { close(); }
 

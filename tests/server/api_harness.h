@@ -168,7 +168,7 @@ class ApiTest : public ::testing::Test {
     }
   }
   Reply call(const http::Request& request) {
-    FakeExchange exchange(io_.make_strand(), request);
+    FakeExchange exchange(io_.next_executor(), request);
     net::run_blocking(exchange.executor(), dispatch(exchange));
     EXPECT_TRUE(exchange.reply().ended);
     return exchange.reply();

@@ -436,7 +436,7 @@ TEST_F(ApiReady, AnswersAFailureInTheMiddleOfAWholeAnswerWithAStatus) {
 TEST_F(ApiReady, StopsWhenTheClientLeavesTheStream) {
   script(3, std::string(200, 'x'));
   pipeline_.close_gate();
-  test::FakeExchange exchange(io_.make_strand(), request("POST", "/completion", body({{"stream", true}}).dump()));
+  test::FakeExchange exchange(io_.next_executor(), request("POST", "/completion", body({{"stream", true}}).dump()));
   auto done = boost::asio::co_spawn(exchange.executor(), dispatch(exchange), boost::asio::use_future);
   pipeline_.release(1);
   exchange.wait_for_chunks(1);
@@ -452,7 +452,7 @@ TEST_F(ApiReady, StopsWhenTheClientLeavesTheStream) {
 TEST_F(ApiReady, StopsWhenTheClientOfAWholeAnswerLeaves) {
   script(3, std::string(200, 'x'));
   pipeline_.close_gate();
-  test::FakeExchange exchange(io_.make_strand(), request("POST", "/completion", body().dump()));
+  test::FakeExchange exchange(io_.next_executor(), request("POST", "/completion", body().dump()));
   auto done = boost::asio::co_spawn(exchange.executor(), dispatch(exchange), boost::asio::use_future);
   pipeline_.wait_for_batches(1);
   exchange.leave();
