@@ -20,7 +20,7 @@ namespace {
 struct BackendCommandOptions {
   std::string host = "127.0.0.1", token, log_level = "info", name, advertise;
   int port = 50052, n_threads = 0;
-  uint32_t keep_alive_s = 300, drain_timeout_s = 8;
+  uint32_t keep_alive_s = 300, drain_timeout_s = 8, poll_ms = stage::kDefaultPoll.count();
   uint64_t mem_mib = 0;
   bool cache = false;
   std::string cache_dir, models_dir;
@@ -62,6 +62,7 @@ OptionParser make_parser(BackendCommandOptions& o) {
       {{"-t", "--threads"}, "N", "threads to compute with (all)", {"APP_THREADS"}, [&o](const std::string& value) {
          o.n_threads = static_cast<int>(parse_integer(value, 1, 512));
        }});
+  add_poll_option(parser, o.poll_ms);
   add_token_options(parser, o.token, "secret that servers must share: encrypts and authenticates (TLS 1.3)");
   parser.add({{"--keep-alive"},
               "S",
@@ -143,7 +144,7 @@ int run_backend(int argc, char** argv) {
   devices.push_back(
       std::make_unique<device::cpu::CpuDevice>(thread_count(options.n_threads), select_isa(), options.mem_mib * kMiB));
   const device::DeviceInfo info = devices.front()->info();
-  remote::DeviceSliceHost host(std::move(devices));
+  remote::DeviceSliceHost host(std::move(devices), std::chrono::milliseconds(options.poll_ms));
   std::unique_ptr<weights::ChunkCache> cache;
   if (const auto folder = cache_folder(options); !folder.empty()) {
     cache =

@@ -61,6 +61,7 @@ cluster::ClusterOptions cluster_options(const ModelOptions& options, const model
   cluster.n_gpu_layers = options.n_gpu_layers;
   cluster.tensor_split = options.tensor_split;
   cluster.goal = options.goal;
+  cluster.poll = std::chrono::milliseconds(options.poll_ms);
   cluster.n_hash_threads = thread_count(options.n_threads);
   const std::filesystem::path cache =
       options.cache_dir.empty() ? default_cache_folder() : std::filesystem::path(options.cache_dir);
@@ -118,6 +119,14 @@ void add_token_options(OptionParser& parser, std::string& token, std::string hel
          if (text.empty()) throw RequestError("the file '" + path + "' holds no token");
          set(text);
        }});
+}
+
+void add_poll_option(OptionParser& parser, uint32_t& poll_ms) {
+  parser.add({{"--poll"},
+              "MS",
+              "keep one core awake between tokens that follow each other within MS milliseconds; 0: let it sleep (50)",
+              {},
+              into(poll_ms, 0, 100)});
 }
 
 void add_model_options(OptionParser& parser, ModelOptions& o) {
@@ -195,6 +204,7 @@ void add_model_options(OptionParser& parser, ModelOptions& o) {
               [&o](const std::string& value) {
                 o.n_threads = static_cast<int>(std::max<int64_t>(0, parse_integer(value, -1, kMaxThreads)));
               }});
+  add_poll_option(parser, o.poll_ms);
   parser.add({{"-c", "--ctx-size"},
               "N",
               "context in tokens (0: the largest that fits, at most what the model was trained for)",

@@ -21,13 +21,14 @@ namespace caravan::app {
 
 struct ModelOptions {
   std::string model;
-  uint32_t n_ctx = 0;                          // -c; 0: the largest that fits
-  uint32_t n_batch = 2048, n_ubatch = 512;     // rows per step: the smaller of both
-  uint32_t n_parallel = 4;                     // -np
-  int n_threads = 0;                           // -t; 0: all usable
-  std::string k_type = "f16", v_type = "f16";  // -ctk, -ctv
-  uint64_t mem_mib = 0;                        // --mem of this process's own stages; 0: what is free
-  std::vector<std::string> rpc;                // --rpc
+  uint32_t n_ctx = 0;                              // -c; 0: the largest that fits
+  uint32_t n_batch = 2048, n_ubatch = 512;         // rows per step: the smaller of both
+  uint32_t n_parallel = 4;                         // -np
+  int n_threads = 0;                               // -t; 0: all usable
+  uint32_t poll_ms = stage::kDefaultPoll.count();  // --poll
+  std::string k_type = "f16", v_type = "f16";      // -ctk, -ctv
+  uint64_t mem_mib = 0;                            // --mem of this process's own stages; 0: what is free
+  std::vector<std::string> rpc;                    // --rpc
   std::string rpc_token;
   uint32_t rpc_wait_s = 60, recovery_timeout_s = 60;
   bool waits_on = false;  // for backends, also after --rpc-wait
@@ -47,6 +48,7 @@ void add_model_options(OptionParser& parser, ModelOptions& options);
 void add_sampling_options(OptionParser& parser, engine::SamplingParams& sampling);
 // --rpc-token and --rpc-token-file; help: what the secret is for.
 void add_token_options(OptionParser& parser, std::string& token, std::string help);
+void add_poll_option(OptionParser& parser, uint32_t& poll_ms);
 void add_log_options(OptionParser& parser, std::string& level);
 // Flags of llama.cpp's tools that concern the model and are not supported, or mean nothing here.
 void add_known_model_flags(OptionParser& parser);

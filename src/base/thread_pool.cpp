@@ -7,21 +7,10 @@
 #include <vector>
 
 #include "base/error.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "base/poller.h"
 
 namespace caravan {
 namespace {
-
-inline void cpu_relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__) || defined(__arm__)
-  asm volatile("yield");
-#endif
-}
 
 // About 20 us of waiting before a thread parks: longer than the gap between two operations of a graph.
 constexpr int kSpins = 2000;

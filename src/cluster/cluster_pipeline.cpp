@@ -147,7 +147,7 @@ ClusterPipeline::ClusterPipeline(const gguf::Model& model, device::Device& devic
       planner_({model, hyperparameter_metadata_, arch_, hp_}, device, options_,
                options_.backends.empty() ? Planner::Machines::local_only : Planner::Machines::backends),
       loader_({model, hyperparameter_metadata_, arch_, hp_}, device,
-              {session_, options_.n_hash_threads, options_.hash_folder},
+              {session_, options_.n_hash_threads, options_.hash_folder, options_.poll},
               [this](Replica& replica, size_t stage) { return std::make_unique<Hop>(*this, replica, stage); }) {
   CARAVAN_ASSERT(connector_ != nullptr || options_.backends.empty(), "backends need a connector");
   // Before anything is waited for, and while all backends count: later only those that are there do.

@@ -29,6 +29,7 @@
 #include "models/arch.h"
 #include "plan/placement.h"
 #include "remote/reaper.h"
+#include "stage/local_stage.h"
 
 namespace caravan::cluster {
 
@@ -41,6 +42,7 @@ struct ClusterOptions : PlannerOptions {
   // more.
   std::chrono::milliseconds ticket_patience{30000};
   std::chrono::milliseconds first_ticket_patience{300000};  // for stages that have not computed anything yet
+  std::chrono::milliseconds poll = stage::kDefaultPoll;     // of the server's own stages, see stage::LocalStage
   int n_hash_threads = 1;
   std::filesystem::path hash_folder;  // where hashes of models are remembered; empty: nowhere
   bool relay = false;                 // activations go through this process even where backends reach each other

@@ -101,7 +101,8 @@ std::unique_ptr<Replica> PlanLoader::make_replica(const Planner::Candidate& cand
     part.held_bytes = stages[i].need.total();
     part.member = candidate.members[stages[i].device];
     part.sink = make_sink_(*replica, i);
-    part.stage = part.member.backend ? part.member.backend->make_stage() : std::make_unique<stage::LocalStage>(device_);
+    part.stage = part.member.backend ? part.member.backend->make_stage()
+                                     : std::make_unique<stage::LocalStage>(device_, options_.poll);
     part.direct = dynamic_cast<stage::DirectStage*>(part.stage.get());
     part.hands_on = i + 1 < stages.size() && stages[i + 1].input == plan::InputPath::direct;
     replica->parts.push_back(std::move(part));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -16,6 +17,7 @@
 #include "cluster/replica.h"
 #include "device/device.h"
 #include "remote/codec.h"
+#include "stage/local_stage.h"
 #include "weights/hash_memory.h"
 
 namespace caravan::cluster {
@@ -34,7 +36,8 @@ struct LoadTask {
 struct PlanLoaderOptions {
   uint64_t session = 0;  // names this server's use of the stages
   int n_hash_threads = 1;
-  std::filesystem::path hash_folder;  // where hashes of models are remembered; empty: nowhere
+  std::filesystem::path hash_folder;                     // where hashes of models are remembered; empty: nowhere
+  std::chrono::milliseconds poll = stage::kDefaultPoll;  // of the server's own stages, see stage::LocalStage
 };
 
 // Used by one thread at a time.

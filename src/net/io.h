@@ -38,7 +38,7 @@ class IoThreads {
   IoThreads& operator=(const IoThreads&) = delete;
 
   // The executor of one of the threads, of each in turn. What runs on it never runs at the same time as something else
-  // on it; nothing may block there. Thread-safe.
+  // on it; what takes long there holds up the other connections of that thread. Thread-safe.
   Executor next_executor();
   // Ends the threads; coroutines that wait are destroyed with the context. Idempotent; not from an I/O thread.
   void stop();

@@ -3,7 +3,6 @@
 #include "base/error.h"
 #include "models/registry.h"
 #include "stage/layer_sample.h"
-#include "stage/local_stage.h"
 
 namespace caravan::remote {
 
@@ -28,7 +27,8 @@ class DeviceSliceLoad : public SliceLoad {
 
 }  // namespace
 
-DeviceSliceHost::DeviceSliceHost(std::vector<std::unique_ptr<device::Device>> devices) : devices_(std::move(devices)) {
+DeviceSliceHost::DeviceSliceHost(std::vector<std::unique_ptr<device::Device>> devices, std::chrono::milliseconds poll)
+    : devices_(std::move(devices)), poll_(poll) {
   CARAVAN_ASSERT(!devices_.empty(), "a backend has at least one device");
 }
 
@@ -52,7 +52,7 @@ std::unique_ptr<SliceLoad> DeviceSliceHost::begin_load(size_t device, const stag
 ReadyStage DeviceSliceHost::make_stage(size_t device, const stage::LoadRequest& request,
                                        std::shared_ptr<const ResidentWeights> weights) {
   const auto& slice = static_cast<const LoadedWeights&>(*weights).slice;
-  auto stage = std::make_unique<stage::LocalStage>(*devices_.at(device));
+  auto stage = std::make_unique<stage::LocalStage>(*devices_.at(device), poll_);
   stage->use(slice, request.cache);
   ReadyStage ready;
   ready.limits.max_rows = request.cache.max_rows;

@@ -2,6 +2,7 @@
 // tests put their own in its place.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <span>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "device/device.h"
 #include "stage/loaded_slice.h"
+#include "stage/local_stage.h"
 #include "stage/profile.h"
 #include "stage/stage.h"
 
@@ -59,7 +61,9 @@ class SliceHost {
 // Slices on the devices of this machine.
 class DeviceSliceHost : public SliceHost {
  public:
-  explicit DeviceSliceHost(std::vector<std::unique_ptr<device::Device>> devices);
+  // poll: of the stages, see stage::LocalStage.
+  explicit DeviceSliceHost(std::vector<std::unique_ptr<device::Device>> devices,
+                           std::chrono::milliseconds poll = stage::kDefaultPoll);
 
   std::vector<device::DeviceInfo> devices() const override;
   stage::MemoryNeed need(size_t device, const stage::LoadRequest& request) const override;
@@ -72,6 +76,7 @@ class DeviceSliceHost : public SliceHost {
 
  private:
   std::vector<std::unique_ptr<device::Device>> devices_;
+  const std::chrono::milliseconds poll_;
 };
 
 }  // namespace caravan::remote

@@ -3,15 +3,18 @@
 #include <spdlog/spdlog.h>
 
 #include "base/error.h"
+#include "base/poller.h"
 
 namespace caravan::stage {
 
-LocalStage::LocalStage(device::Device& device) : device_(device), worker_([this] { work(); }) {}
+LocalStage::LocalStage(device::Device& device, std::chrono::milliseconds poll)
+    : device_(device), poll_(poll), worker_([this] { work(); }) {}
 
 LocalStage::~LocalStage() {
   {
     const std::lock_guard lock(queue_mutex_);
     stopping_ = true;
+    due_ = true;
   }
   queue_changed_.notify_all();
   worker_.join();
@@ -42,6 +45,7 @@ void LocalStage::enqueue(const Fence& fence, std::shared_ptr<const Batch> batch,
   {
     const std::lock_guard lock(queue_mutex_);
     queue_.push_back({fence, std::move(batch), std::move(input)});
+    due_ = true;
   }
   queue_changed_.notify_one();
 }
@@ -63,12 +67,16 @@ MemoryNeed LocalStage::held() const {
 }
 
 void LocalStage::work() {
+  Poller poller(poll_);
   for (;;) {
+    poller.wait([&] { return due_.load(std::memory_order_relaxed); });
     std::unique_lock lock(queue_mutex_);
-    queue_changed_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+    queue_changed_.wait(lock, [&] { return due_.load(std::memory_order_relaxed); });
+    poller.arrived();
     if (stopping_) return;
     Step step = std::move(queue_.front());
     queue_.pop_front();
+    due_ = !queue_.empty();
     lock.unlock();
     compute(std::move(step));
   }

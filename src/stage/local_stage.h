@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -16,10 +17,14 @@
 
 namespace caravan::stage {
 
+// Longer than the other stages and the server take between two tokens of most sequences.
+inline constexpr std::chrono::milliseconds kDefaultPoll{50};
+
 class LocalStage : public Stage {
  public:
-  // device must outlive the stage.
-  explicit LocalStage(device::Device& device);
+  // device must outlive the stage. poll: steps that come within this after the last one are waited for with a core
+  // awake.
+  explicit LocalStage(device::Device& device, std::chrono::milliseconds poll = kDefaultPoll);
   // Finishes the step in progress and drops what is queued.
   ~LocalStage() override;
 
@@ -63,10 +68,12 @@ class LocalStage : public Stage {
   std::unique_ptr<SliceSession> session_;  // under compute_mutex_
   Lease lease_;                            // under compute_mutex_
 
+  const std::chrono::milliseconds poll_;
   std::mutex queue_mutex_;
   std::condition_variable queue_changed_;
-  std::deque<Step> queue_;  // under queue_mutex_
-  bool stopping_ = false;   // under queue_mutex_
+  std::deque<Step> queue_;        // under queue_mutex_
+  bool stopping_ = false;         // under queue_mutex_
+  std::atomic<bool> due_{false};  // stopping_ or steps in queue_; written under queue_mutex_
   std::atomic<uint64_t> n_dropped_{0};
   std::thread worker_;
 };
