@@ -56,7 +56,7 @@ TEST(TcpConnection, CloseFailsAnOutstandingRead) {
   LoopbackPair pair(io);
   std::string text(1, ' ');
   auto read = asio::co_spawn(pair.server->executor(), pair.server->read_some(bytes_of(text)), asio::use_future);
-  asio::post(pair.server->executor(), [&] { pair.server->close(); });
+  asio::post(pair.server->executor(), asio::use_future([&] { pair.server->close(); })).get();
   try {
     read.get();
     FAIL() << "the read ended well";
@@ -69,7 +69,7 @@ TEST(TcpConnection, ReadExactlyNamesWhatWasCutShort) {
   IoThreads io(1);
   LoopbackPair pair(io);
   run_blocking(pair.client->executor(), pair.client->write_text("abc"));
-  asio::post(pair.client->executor(), [&] { pair.client->close(); });
+  asio::post(pair.client->executor(), asio::use_future([&] { pair.client->close(); })).get();
   std::string text(8, ' ');
   try {
     run_blocking(pair.server->executor(), pair.server->read_exactly(bytes_of(text), "a frame header"));
@@ -85,7 +85,7 @@ TEST(TcpConnection, EveryWriteToAPeerThatAbortedFails) {
   // More than fits in the socket's buffers, so that the write waits when the reset comes.
   const std::string flood(64 << 20, 'x');
   auto writing = asio::co_spawn(pair.client->executor(), pair.client->write_text(flood), asio::use_future);
-  asio::post(pair.server->executor(), [&] { pair.server->abort(); });
+  asio::post(pair.server->executor(), asio::use_future([&] { pair.server->abort(); })).get();
   EXPECT_THROW(writing.get(), ConnectionError);
   for (int i = 0; i < 3; ++i) {
     auto again = asio::co_spawn(pair.client->executor(), pair.client->write_text("again"), asio::use_future);
@@ -129,7 +129,7 @@ TEST(Listener, CloseEndsAccept) {
   IoThreads io(1);
   Listener listener(io, {"127.0.0.1", 0});
   auto accepted = asio::co_spawn(listener.executor(), listener.accept(), asio::use_future);
-  asio::post(listener.executor(), [&] { listener.close(); });
+  asio::post(listener.executor(), asio::use_future([&] { listener.close(); })).get();
   EXPECT_EQ(accepted.get(), nullptr);
 }
 

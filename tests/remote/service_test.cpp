@@ -540,7 +540,7 @@ struct ScriptedBackend {
   }
   void send_text(const std::string& text) { net::run_blocking(connection->executor(), connection->write_text(text)); }
   void close() {
-    net::asio::post(connection->executor(), [this] { connection->close(); });
+    net::asio::post(connection->executor(), net::asio::use_future([this] { connection->close(); })).get();
   }
   net::Listener listener;
   std::unique_ptr<net::TcpConnection> connection;
