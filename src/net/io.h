@@ -11,8 +11,8 @@
 #include <boost/asio/use_future.hpp>
 #include <chrono>
 #include <future>
-#include <stop_token>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <vector>
 
