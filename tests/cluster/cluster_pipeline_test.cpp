@@ -307,11 +307,12 @@ TEST_F(Replicas, ThatGoOnAreComparedWithNewOnesByOnePrediction) {
 }
 
 TEST_F(Replicas, AreLostAtOnceAlsoWhileAnotherFinishesItsStep) {
-  const auto pipeline = make_replicated();
+  // Outlive the pipeline, whose stages tell when they end.
   std::promise<void> ending, goes;
   const std::shared_future<void> gone = goes.get_future().share();
   std::atomic<bool> first{true};
   std::atomic<int> n_asked{0};
+  const auto pipeline = make_replicated();
   {
     const std::lock_guard lock(machines_.stages().mutex);
     machines_.stages().ends = [&](const std::string&) {
@@ -337,9 +338,9 @@ TEST_F(Replicas, AreLostAtOnceAlsoWhileAPlanIsBeingMade) {
   options_.backends = {"a", "b", "c"};
   options_.cache.max_slots = 6;
   add("c", FakeMachines::State::down);
-  const auto pipeline = make_replicated();
   std::promise<void> asked, answers;
   std::atomic<bool> first{true};
+  const auto pipeline = make_replicated();
   {
     const std::lock_guard lock(machines_.stages().mutex);
     machines_.stages().asks_memory = [&](const std::string& machine) {
