@@ -239,9 +239,7 @@ void ClusterPipeline::make_first_plan() {
         spdlog::warn("{}; planning again", error.what());
       }
     } catch (const remote::StalledError& error) {
-      const size_t n_before = stalled_.size();
-      note_stall(loading);
-      if (stalled_.size() == n_before && !options_.waits_on) throw;
+      if (!note_stall(loading) && !options_.waits_on) throw;
       spdlog::error("{}; planning without it where that can be", error.what());
     } catch (const Error& error) {
       if (loading.candidate.why_broken().empty()) throw;
@@ -873,11 +871,15 @@ void ClusterPipeline::loading_failed(Loading& loading) {
   }
 }
 
-// The device that was being loaded stood still: the next load there is waited for, but promises nothing.
-void ClusterPipeline::note_stall(const Loading& loading) {
+// The device that was being loaded stood still: the next load there is waited for, but promises nothing. Whether it is
+// the first time on this connection.
+bool ClusterPipeline::note_stall(const Loading& loading) {
   avoid(loading.device);
+  bool first = false;
   for (size_t i = 0; i < loading.candidate.offers.size(); ++i)
-    if (loading.candidate.offers[i].name == loading.device) stalled_.insert(loading.candidate.members[i].connection);
+    if (loading.candidate.offers[i].name == loading.device)
+      first = stalled_.insert(loading.candidate.members[i].connection).second || first;
+  return first;
 }
 
 // Without a plan: on what is there.

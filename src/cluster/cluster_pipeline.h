@@ -140,7 +140,7 @@ class ClusterPipeline : public engine::Pipeline {
   std::string why_useless(const Loading& loading) const;
   void finish_loading();
   void loading_failed(Loading& loading);
-  void note_stall(const Loading& loading);
+  bool note_stall(const Loading& loading);
   void avoid(const std::string& device);
   void plan_again();
   void plan_better();
