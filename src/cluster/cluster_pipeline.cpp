@@ -479,18 +479,21 @@ void ClusterPipeline::stage_delivered(Replica& replica, size_t stage, stage::Sta
 
 // Drops what a replica delivers after it was lost.
 void ClusterPipeline::push_from(const Replica& replica, engine::PipelineEvent event) {
-  const std::lock_guard lock(events_mutex_);
-  if (replica.retired) {
-    n_stale_.fetch_add(1);
-    return;
+  {
+    const std::lock_guard lock(events_mutex_);
+    if (replica.retired) {
+      n_stale_.fetch_add(1);
+      return;
+    }
+    events_.push_back(std::move(event));
   }
-  events_.push_back(std::move(event));
   events_changed_.notify_one();
 }
 
 std::optional<engine::PipelineEvent> ClusterPipeline::poll(std::chrono::milliseconds timeout) {
   std::unique_lock lock(events_mutex_);
-  events_changed_.wait_for(lock, timeout, [this] { return !events_.empty() || woken_; });
+  // Without a time to wait, not asking the condition saves a system call per token.
+  if (timeout > timeout.zero()) events_changed_.wait_for(lock, timeout, [this] { return !events_.empty() || woken_; });
   woken_ = false;
   if (events_.empty()) return std::nullopt;
   engine::PipelineEvent event = std::move(events_.front());
@@ -526,8 +529,10 @@ engine::PipelineStatus ClusterPipeline::status() const {
 }
 
 void ClusterPipeline::wake() {
-  const std::lock_guard lock(events_mutex_);
-  woken_ = true;
+  {
+    const std::lock_guard lock(events_mutex_);
+    woken_ = true;
+  }
   events_changed_.notify_one();
 }
 

@@ -17,14 +17,12 @@
 namespace caravan::cluster {
 namespace {
 
-// Those that may have weights which this one is to load.
-std::vector<remote::PeerAddress> backends_beside(const Membership::Member& member, const Membership& membership) {
-  std::vector<remote::PeerAddress> others;
-  for (const Membership::Member& other : membership.members()) {
-    if (other.connection == member.connection || other.leaving()) continue;
-    if (const auto address = other.backend->peer_address()) others.push_back({address->endpoint, address->backend_id});
-  }
-  return others;
+std::vector<remote::PeerAddress> addresses(const std::vector<Membership::Member>& members) {
+  std::vector<remote::PeerAddress> addresses;
+  for (const Membership::Member& member : members)
+    if (const auto address = member.backend->peer_address())
+      addresses.push_back({address->endpoint, address->backend_id});
+  return addresses;
 }
 
 std::vector<engine::StageSummary> summarize(const Replica& replica, std::span<const plan::PlacedStage> stages) {
@@ -54,6 +52,15 @@ std::vector<engine::StageSummary> summarize(const Replica& replica, std::span<co
 
 }  // namespace
 
+std::vector<Membership::Member> weight_givers(std::vector<Membership::Member> members,
+                                              const Membership::Member& receiver,
+                                              const std::set<std::string>& avoided) {
+  std::erase_if(members, [&](const Membership::Member& member) {
+    return member.connection == receiver.connection || member.leaving() || avoided.contains(member.name);
+  });
+  return members;
+}
+
 PlanLoader::PlanLoader(Planner::Subject subject, device::Device& device, PlanLoaderOptions options, MakeSink make_sink)
     : subject_(subject),
       device_(device),
@@ -78,7 +85,7 @@ void PlanLoader::load(LoadTask& task, const Membership* membership) {
       requests.push_back(load_request(placed, placement, task.device));
       part.stage->reserve(requests.back(), placed.need);
       if (auto* remote = dynamic_cast<remote::RemoteStage*>(part.stage.get()))
-        remote->ask_others(backends_beside(part.member, *membership));
+        remote->ask_others(addresses(weight_givers(membership->members(), part.member, candidate.avoided)));
       parts.push_back(&part);
     }
   if (!parts.empty()) load_stages(task, parts, std::move(requests));

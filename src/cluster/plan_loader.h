@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -32,6 +33,11 @@ struct LoadTask {
   std::vector<std::unique_ptr<Replica>> replicas;  // null: kept
   std::string device;                              // that was being loaded
 };
+
+// Those of members that may have weights which one of them is to load, and are likely to answer: neither those that
+// leave nor the avoided ones, which are given by name.
+std::vector<Membership::Member> weight_givers(std::vector<Membership::Member> members,
+                                              const Membership::Member& receiver, const std::set<std::string>& avoided);
 
 struct PlanLoaderOptions {
   uint64_t session = 0;  // names this server's use of the stages

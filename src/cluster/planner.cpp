@@ -61,6 +61,7 @@ bool Planner::is_avoided(const Situation& situation, const Membership::Member& m
 
 Planner::Candidate Planner::choose_from(const Situation& situation, Choice choice) {
   Candidate candidate;
+  candidate.avoided = situation.avoided;
   if (options_.local_memory > 0 || machines_ == Machines::local_only) {
     candidate.offers.push_back({"local", options_.local_memory, true});
     candidate.members.emplace_back();

@@ -65,6 +65,7 @@ class Planner {
     std::vector<plan::DeviceOffer> offers;
     std::vector<Membership::Member> members;  // parallel to offers; without a backend: this machine
     std::map<size_t, std::string> left_out;   // why offers are not used
+    std::set<std::string> avoided;            // devices that failed lately, by name
 
     // Why it cannot be used any more; empty: it can.
     std::string why_broken() const;
