@@ -28,7 +28,6 @@ constexpr auto kLongestAvoidance = std::chrono::seconds(120);
 // Reservations that are refused one after the other before a pause: another server took the memory meanwhile.
 constexpr uint32_t kRefusalsAtOnce = 3;
 constexpr uint32_t kRefusalsAtStart = 20;
-constexpr int kOverdueFactor = 10;
 // A backend says what its stages have, as with any heartbeat.
 constexpr auto kQueueTimeout = std::chrono::milliseconds(500);
 
@@ -61,6 +60,13 @@ void note_speed(double& seconds_per_row, double seconds, uint32_t n_rows) {
   if (n_rows == 0) return;
   const double now = seconds / n_rows;
   seconds_per_row = seconds_per_row == 0 ? now : (1 - kWeight) * seconds_per_row + kWeight * now;
+}
+
+void log_relayed(const Planner::Candidate& candidate) {
+  const auto& stages = candidate.placement.stages;
+  for (const auto& [stage, reason] : candidate.relayed)
+    spdlog::warn("activations from {} to {} are relayed by this server: {}",
+                 candidate.offers[stages[stage - 1].device].name, candidate.offers[stages[stage].device].name, reason);
 }
 
 // Up to longest, so that servers that were refused together do not come back together.
@@ -269,6 +275,8 @@ ClusterPipeline::Situation ClusterPipeline::situation() const {
   for (const auto& [device, avoided] : avoided_)
     if (Clock::now() < avoided.until) situation.avoided.insert(device);
   situation.numeric_class = numeric_class_;
+  situation.relays = options_.relay || Clock::now() < relay_until_;
+  situation.hops_failed = hops_failed_;
   if (!active_) return situation;
   situation.epochs = active_->epochs();
   situation.n_ctx = active_->n_ctx;
@@ -302,7 +310,7 @@ ClusterPipeline::Proposal ClusterPipeline::propose() {
   const auto deadline = Clock::now() + options_.rpc_wait;
   if (!options_.backends.empty()) wait_for_backends(deadline);
   Candidate candidate = planner_.choose(situation(), Choice::anybody);
-  Planner::probe_hops(candidate, hops());
+  log_relayed(candidate);
   Proposal proposal;
   for (const Membership::Member& member : candidate.members) {
     const Backend::Speeds* speeds = member.backend ? member.backend->speeds() : nullptr;
@@ -320,15 +328,10 @@ std::optional<plan::Prediction> ClusterPipeline::prediction() const {
   return active_ ? active_->prediction : std::nullopt;
 }
 
-Planner::Hops ClusterPipeline::hops() const {
-  const bool relay = options_.relay || Clock::now() < relay_until_.load();
-  return relay ? Planner::Hops::relayed : Planner::Hops::direct;
-}
-
 // The loading thread.
 void ClusterPipeline::load_plan(Loading& loading) {
   Planner::Candidate& candidate = loading.candidate;
-  Planner::probe_hops(candidate, hops());
+  log_relayed(candidate);
   spdlog::info("plan:\n{}", plan::describe(candidate.placement, candidate.offers, candidate.left_out));
   loader_.load(loading, membership_.get());
 }
@@ -588,6 +591,7 @@ void ClusterPipeline::retire_broken() {
     const std::lock_guard lock(watch_->mutex);
     failures = watch_->failures;
     std::erase_if(watch_->failures, [latest](const auto& failure) { return failure.epoch <= latest; });
+    hops_failed_ = hops_failed_ || !failures.empty();
   }
   std::vector<Loss> losses;
   for (const auto& replica : active_->replicas)
@@ -623,14 +627,13 @@ std::optional<ClusterPipeline::Loss> ClusterPipeline::overdue(Replica& replica) 
       double predicted = 0;
       bool known = true;
       for (size_t i = flight.stage; i <= replica.end_of_row(flight.stage); ++i) {
-        const double per_row = replica.parts[i].seconds_per_row;
+        const ReplicaPart& part = replica.parts[i];
+        const double per_row = part.seconds_per_row > 0 ? part.seconds_per_row : part.predicted_per_row;
         predicted += ahead[i] += per_row * flight.batch->n_rows();
         known = known && per_row > 0;
       }
       const auto patience = known ? options_.ticket_patience : options_.first_ticket_patience;
-      const double most =
-          predicted + std::max(std::chrono::duration<double>(patience).count(), kOverdueFactor * predicted);
-      if (std::chrono::duration<double>(now - flight.since).count() > most) stuck = flight.stage;
+      if (now - flight.since > longest_wait(predicted, patience)) stuck = flight.stage;
       if (stuck) break;
     }
   }
@@ -638,6 +641,7 @@ std::optional<ClusterPipeline::Loss> ClusterPipeline::overdue(Replica& replica) 
   if (replica.parts[*stuck].hands_on) {
     const std::optional<size_t> hanging = hanging_stage(replica, *stuck);
     if (!hanging) {  // it is lost on the way between two: the next plan shows
+      hops_failed_ = true;
       relay_until_ = Clock::now() + kLongestAvoidance;
       const std::string& device = replica.parts[*stuck].device;
       return Loss{replica.epoch,
@@ -744,6 +748,7 @@ void ClusterPipeline::begin_planning(Situation situation, Choice last, std::stri
   planning_ = std::make_unique<Planning>();
   planning_->situation = std::move(situation);
   planning_->why = std::move(why);
+  hops_failed_ = false;
   planning_->thread = std::thread([this, planning = planning_.get(), last] {
     try {
       reaper_.wait_for_earlier({});

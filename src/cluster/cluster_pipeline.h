@@ -38,10 +38,8 @@ struct ClusterOptions : PlannerOptions {
   std::chrono::seconds rpc_wait{60};              // for backends at the start
   bool waits_on = false;                          // after that, too, where start() would throw because some are missing
   std::chrono::milliseconds retry_interval{500};  // between attempts to connect, and to plan
-  // A ticket fails its stage when it takes longer than predicted by this, or by ten times the prediction if that is
-  // more.
-  std::chrono::milliseconds ticket_patience{30000};
-  std::chrono::milliseconds first_ticket_patience{300000};  // for stages that have not computed anything yet
+  std::chrono::milliseconds ticket_patience{30000};         // see longest_wait()
+  std::chrono::milliseconds first_ticket_patience{300000};  // the same for stages of which no speed is known yet
   std::chrono::milliseconds poll = stage::kDefaultPoll;     // of the server's own stages, see stage::LocalStage
   int n_hash_threads = 1;
   std::filesystem::path hash_folder;  // where hashes of models are remembered; empty: nowhere
@@ -119,7 +117,6 @@ class ClusterPipeline : public engine::Pipeline {
   const Replica* in_use(const Candidate& candidate, size_t replica) const;
   std::vector<const ReplicaPart*> parts_in_use() const;
   void load_plan(Loading& loading);
-  Planner::Hops hops() const;
   engine::PlanSummary limits(const plan::Placement& placement) const;
   void activate(Loading& loading);
 
@@ -156,8 +153,6 @@ class ClusterPipeline : public engine::Pipeline {
   const models::Arch& arch_;
   const gguf::Metadata hyperparameter_metadata_;
   const models::Hyperparameters hp_;
-  // Until then no stage hands its output on by itself.
-  std::atomic<std::chrono::steady_clock::time_point> relay_until_{};
   const uint64_t session_;  // random, names this server's use of the stages
 
   Planner planner_;    // used by start() and then by the thread that plans
@@ -174,8 +169,10 @@ class ClusterPipeline : public engine::Pipeline {
   std::string numeric_class_;               // of all stages of the last plan; empty: they differ, or there is none
   std::unique_ptr<Planning> planning_;      // at most one of
   std::unique_ptr<Loading> loading_;        // these two
-  uint64_t considered_ = 0;                 // the membership's generation that the plan in use was compared with
-  uint32_t n_refused_ = 0;                  // reservations, one after the other
+  std::chrono::steady_clock::time_point relay_until_;  // until then no stage hands its output on by itself
+  bool hops_failed_ = false;                           // since the last plan was begun
+  uint64_t considered_ = 0;  // the membership's generation that the plan in use was compared with
+  uint32_t n_refused_ = 0;   // reservations, one after the other
   // Of backends whose stages were loaded for the next plan and stood still.
   std::set<std::shared_ptr<const Membership::Connection>> stalled_;
   std::optional<std::chrono::steady_clock::time_point> lost_since_;

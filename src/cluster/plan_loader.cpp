@@ -106,6 +106,7 @@ std::unique_ptr<Replica> PlanLoader::make_replica(const Planner::Candidate& cand
     part.device = candidate.offers[stages[i].device].name;
     part.slice = stages[i].slice;
     part.held_bytes = stages[i].need.total();
+    part.predicted_per_row = stages[i].row_seconds;
     part.member = candidate.members[stages[i].device];
     part.sink = make_sink_(*replica, i);
     part.stage = part.member.backend ? part.member.backend->make_stage()

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <future>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -10,6 +9,32 @@
 #include "stage/loaded_slice.h"
 
 namespace caravan::cluster {
+
+namespace {
+
+// How hidden rows come to each stage of a candidate; without hops all are relayed.
+void set_inputs(Planner::Candidate& candidate, const HopTable& hops) {
+  candidate.relayed.clear();
+  auto& stages = candidate.placement.stages;
+  for (size_t i = 1; i < stages.size(); ++i) {
+    const size_t from = stages[i - 1].device, to = stages[i].device;
+    if (stages[i].slice.embeds || !candidate.members[from].backend || !candidate.members[to].backend) continue;
+    const bool direct = !hops.empty() && hops[from][to].rtt;
+    stages[i].input = direct ? plan::InputPath::direct : plan::InputPath::relayed;
+    if (!direct && !hops.empty()) candidate.relayed[i] = hops[from][to].why_not;
+  }
+}
+
+// What the cost model is told of them.
+std::vector<std::vector<std::optional<double>>> one_way_seconds(const HopTable& hops, size_t n_members) {
+  std::vector<std::vector<std::optional<double>>> seconds(n_members, std::vector<std::optional<double>>(n_members));
+  for (size_t i = 0; i < hops.size(); ++i)
+    for (size_t j = 0; j < hops[i].size(); ++j)
+      if (hops[i][j].rtt) seconds[i][j] = std::chrono::duration<double>(*hops[i][j].rtt).count() / 2;
+  return seconds;
+}
+
+}  // namespace
 
 Planner::Planner(Subject subject, device::Device& device, PlannerOptions options, Machines machines)
     : subject_(subject),
@@ -88,14 +113,15 @@ Planner::Candidate Planner::choose_from(const Situation& situation, Choice choic
     throw ResourceError(request.tensor_split.empty() && options_.tensor_split.empty()
                             ? "no backend is there"
                             : "no backend is there to which --tensor-split gives layers");
-  place(request, candidate);
+  const HopTable hops = situation.relays ? HopTable() : hops_.look(candidate.members);
+  place(request, candidate, hops);
   const size_t n_in_use = situation.epochs.size();
   if (n_in_use > 0 && request.n_ctx == 0 && std::max(n_in_use, candidate.placement.n_replicas()) > 1) {
     // With the context of those in use they can go on.
     request.n_ctx = situation.n_ctx;
     Candidate same = candidate;
     try {
-      place(request, same);
+      place(request, same, hops);
       if (same.placement.n_replicas() >= candidate.placement.n_replicas()) candidate = std::move(same);
     } catch (const ResourceError&) {
       // That context has no room any more.
@@ -106,8 +132,9 @@ Planner::Candidate Planner::choose_from(const Situation& situation, Choice choic
 }
 
 // By memory; and then by speed, where that is wanted and the speeds of all are known.
-void Planner::place(const plan::PlacementRequest& request, Candidate& candidate) {
+void Planner::place(const plan::PlacementRequest& request, Candidate& candidate, const HopTable& hops) {
   candidate.placement = plan::place(request, candidate.offers);
+  set_inputs(candidate, hops);
   if (machines_ == Machines::local_only) return;
   const bool uses_local = std::any_of(candidate.placement.stages.begin(), candidate.placement.stages.end(),
                                       [&](const auto& placed) { return candidate.offers[placed.device].local; });
@@ -125,8 +152,12 @@ void Planner::place(const plan::PlacementRequest& request, Candidate& candidate)
     input.layer_kv_bytes.push_back(static_cast<double>(bytes) / request.cache.block_tokens);
   input.n_embd = subject_.hp.n_embd;
   input.n_slots = request.cache.max_slots;
+  input.hops = one_way_seconds(hops, candidate.members.size());
   const plan::CostModel model(std::move(input));
   candidate.placement = plan::place(request, candidate.offers, plan::Speed{model, options_.goal});
+  for (plan::PlacedStage& placed : candidate.placement.stages)
+    placed.row_seconds = model.stage_seconds({placed.device, placed.slice.layer_begin, placed.slice.layer_end}, 1, 1);
+  set_inputs(candidate, hops);
 }
 
 // Measured when layers first come to this machine.
@@ -145,6 +176,7 @@ const stage::DeviceProfile& Planner::local_profile() {
 }
 
 Planner::Candidate Planner::choose(const Situation& situation, Choice last) {
+  if (situation.hops_failed) hops_.doubt();
   for (const Choice choice : {Choice::reliable, Choice::any_class}) {
     if (choice == last) break;
     try {
@@ -154,39 +186,6 @@ Planner::Candidate Planner::choose(const Situation& situation, Choice last) {
     }
   }
   return choose_from(situation, last);
-}
-
-void Planner::probe_hops(Candidate& candidate, Hops hops) {
-  plan::Placement& placement = candidate.placement;
-  struct Probe {
-    size_t stage;
-    std::future<std::chrono::microseconds> rtt;
-  };
-  std::vector<Probe> probes;
-  const auto backend_of = [&](size_t stage) -> const Backend* {
-    return candidate.members[placement.stages[stage].device].backend.get();
-  };
-  for (size_t i = 1; i < placement.stages.size(); ++i) {
-    if (placement.stages[i].slice.embeds) continue;  // the first of a replica
-    const Backend* from = backend_of(i - 1);
-    const Backend* to = backend_of(i);
-    if (from == nullptr || to == nullptr || from == to) continue;
-    placement.stages[i].input = plan::InputPath::relayed;
-    const auto address = to->peer_address();
-    if (hops == Hops::relayed || !address) continue;
-    probes.push_back({i, std::async(std::launch::async, [from, address] { return from->probe(*address); })});
-  }
-  for (Probe& probe : probes) {
-    try {
-      const std::chrono::duration<double, std::milli> rtt = probe.rtt.get();
-      placement.stages[probe.stage].input = plan::InputPath::direct;
-      spdlog::debug("{} reaches {}: {:.2f} ms", backend_of(probe.stage - 1)->name(), backend_of(probe.stage)->name(),
-                    rtt.count());
-    } catch (const Error& error) {
-      spdlog::warn("activations from {} to {} are relayed by this server: {}", backend_of(probe.stage - 1)->name(),
-                   backend_of(probe.stage)->name(), error.what());
-    }
-  }
 }
 
 }  // namespace caravan::cluster

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cluster/hop_map.h"
 #include "cluster/membership.h"
 #include "device/device.h"
 #include "gguf/reader.h"
@@ -31,7 +32,7 @@ struct PlannerOptions {
   std::optional<plan::Goal> goal;    // what layers are placed for, where speeds are known; none: to fill memory alike
 };
 
-// Used by one thread at a time; probe_hops() by any.
+// Used by one thread at a time.
 class Planner {
  public:
   // A model as it is planned for; all of it outlives the planner.
@@ -57,6 +58,8 @@ class Planner {
     std::vector<uint64_t> epochs;   // of the replicas in use
     uint32_t n_ctx = 0;             // of these
     std::vector<Held> held;         // by them on backends
+    bool relays = false;            // hidden rows go through this process even where backends reach each other
+    bool hops_failed = false;       // between backends that stand, since the last plan
   };
 
   // Where a plan would put the model.
@@ -66,6 +69,7 @@ class Planner {
     std::vector<Membership::Member> members;  // parallel to offers; without a backend: this machine
     std::map<size_t, std::string> left_out;   // why offers are not used
     std::set<std::string> avoided;            // devices that failed lately, by name
+    std::map<size_t, std::string> relayed;    // why, by stage: InputPath::relayed though nobody asked for it
 
     // Why it cannot be used any more; empty: it can.
     std::string why_broken() const;
@@ -77,18 +81,14 @@ class Planner {
   static bool is_avoided(const Situation& situation, const Membership::Member& member, Choice choice);
 
   // The best that the model fits, going no further than the last choice. What the plan in use holds counts as free.
-  // Asks backends for their memory, and waits. Throws ResourceError with need and have.
+  // Asks backends for their memory, and has them connect to each other, and waits: those who reach the next stage's
+  // hand hidden rows on by themselves (InputPath::direct). Throws ResourceError with need and have.
   Candidate choose(const Situation& situation, Choice last);
-
-  enum class Hops { direct, relayed };
-  // Finds out which backends reach the next stage's, and waits: those hand hidden rows on by themselves
-  // (InputPath::direct). Hops::relayed: none is to.
-  static void probe_hops(Candidate& candidate, Hops hops);
 
  private:
   plan::PlacementRequest placement_request() const;
   Candidate choose_from(const Situation& situation, Choice choice);
-  void place(const plan::PlacementRequest& request, Candidate& candidate);
+  void place(const plan::PlacementRequest& request, Candidate& candidate, const HopTable& hops);
   const stage::DeviceProfile& local_profile();
 
   const Subject subject_;
@@ -98,6 +98,7 @@ class Planner {
   const models::ModelWork work_;
   const std::vector<uint32_t> layer_kinds_;
   stage::DeviceProfile local_profile_;  // of this machine; empty until it is needed
+  HopMap hops_;
 };
 
 }  // namespace caravan::cluster

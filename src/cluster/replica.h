@@ -1,6 +1,7 @@
 // A row of stages that hold the whole model, and the batches under way there.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -15,6 +16,14 @@
 
 namespace caravan::cluster {
 
+// How long a batch may take that is predicted to take so long, before its stage counts as failed: that, and patience or
+// ten times as long, whichever is longer.
+inline std::chrono::duration<double> longest_wait(double predicted_seconds, std::chrono::milliseconds patience) {
+  constexpr double kOverdueFactor = 10;
+  const std::chrono::duration<double> predicted(predicted_seconds);
+  return predicted + std::max<std::chrono::duration<double>>(patience, kOverdueFactor * predicted);
+}
+
 // A stage of a replica.
 struct ReplicaPart {
   std::string device;
@@ -25,6 +34,7 @@ struct ReplicaPart {
   std::unique_ptr<stage::Stage> stage;
   stage::DirectStage* direct = nullptr;  // the stage, if it is on a backend
   bool hands_on = false;                 // its hidden rows go straight to the next part's backend
+  double predicted_per_row = 0;          // seconds; 0: not known
   double seconds_per_row = 0;            // under the replica's mutex; running mean; 0: nothing was computed yet
   std::shared_ptr<engine::StageCounters> counters = std::make_shared<engine::StageCounters>();
 };

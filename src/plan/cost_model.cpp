@@ -76,14 +76,13 @@ CostModel::StageTimes CostModel::stage_times(size_t device, uint32_t n_rows, uin
 }
 
 double CostModel::hop_seconds(std::optional<size_t> from, std::optional<size_t> to, uint32_t n_rows) const {
-  double latency = 0, bytes_per_s = kInfinity;
-  for (const auto end : {from, to}) {
-    if (!end) continue;
-    latency = std::max(latency, input_.links[*end].latency_seconds);
-    bytes_per_s = std::min(bytes_per_s, input_.links[*end].bytes_per_s);
-  }
-  const double bytes = from && to ? 4.0 * input_.n_embd * n_rows : 0;
-  return latency + bytes / bytes_per_s;
+  if (!from || !to) return input_.links[from ? *from : to.value()].latency_seconds;
+  const stage::LinkProfile &first = input_.links[*from], &second = input_.links[*to];
+  const double bytes = 4.0 * input_.n_embd * n_rows;
+  const double direct_bytes_per_s = std::min(first.bytes_per_s, second.bytes_per_s);
+  if (input_.hops.empty()) return std::max(first.latency_seconds, second.latency_seconds) + bytes / direct_bytes_per_s;
+  if (const std::optional<double>& direct = input_.hops[*from][*to]) return *direct + bytes / direct_bytes_per_s;
+  return first.latency_seconds + bytes / first.bytes_per_s + second.latency_seconds + bytes / second.bytes_per_s;
 }
 
 Prediction CostModel::predict(std::span<const StageSpan> stages) const {
@@ -167,7 +166,8 @@ class Search {
       alone.push_back(model_.stage_times(device, 1, 1));
       bounded.push_back(model_.stage_times(device, n_rows, n_outputs));
     }
-    const std::optional<size_t> before = first_.empty() ? std::nullopt : std::optional(first_.back().device);
+    std::optional<size_t> before;
+    if (!first_.empty()) before = first_.back().device;
     for (size_t j = 0; j < n_stages; ++j)
       for (size_t d = j; d < n_devices; ++d)
         for (uint32_t b = 0; b < n_; ++b) {

@@ -51,6 +51,9 @@ class CostModel {
     double context = kTypicalPrompt;  // tokens that a row attends to
     std::vector<stage::DeviceProfile> devices;
     std::vector<stage::LinkProfile> links;  // per device
+    // Seconds from each device straight to each other; nullopt: hidden rows go through the server. Empty: all reach
+    // each other, in the time of the longer way to the server.
+    std::vector<std::vector<std::optional<double>>> hops;
   };
   explicit CostModel(Input input);
 

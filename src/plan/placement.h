@@ -53,6 +53,7 @@ struct PlacedStage {
   stage::Slice slice;
   stage::MemoryNeed need;
   InputPath input = InputPath::server;  // set by who has tried: relayed where it would better be direct
+  double row_seconds = 0;               // predicted for a step of one row; 0: not known
 };
 
 // How fast the devices are, and what the plan is chosen for; nullopt: as without speeds, but with a prediction. The

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,6 +40,9 @@ struct StageBehaviour {
   size_t n_open_failures = 0;
   std::function<void(const std::string& machine)> asks_memory;  // called when a machine is asked for its memory
   std::function<void(const std::string& machine)> ends;         // called when a stage that was opened is destroyed
+  std::set<std::string> listens;                                // machines that take connections of others
+  std::map<std::pair<std::string, std::string>, std::chrono::microseconds> reached;
+  size_t n_probes = 0;
 };
 
 // A LocalStage behind a connection: once that is cut, nothing gets in and loading fails. Outputs that are held back
@@ -197,6 +201,13 @@ class FakeMachines : public BackendConnector {
     machines_.at(name).memory = memory;
   }
 
+  // From now on one machine reaches another, which takes connections of others at all.
+  void let_reach(const std::string& from, const std::string& to, std::chrono::microseconds rtt) {
+    const std::lock_guard lock(behaviour_.mutex);
+    behaviour_.reached[{from, to}] = rtt;
+    behaviour_.listens.insert(to);
+  }
+
   // What connections made from now on say of the machine.
   void set_speeds(const std::string& name, const Backend::Speeds& speeds) {
     const std::lock_guard lock(mutex_);
@@ -258,6 +269,18 @@ class FakeMachines : public BackendConnector {
     }
     const Speeds* speeds() const override { return speeds_ ? &*speeds_ : nullptr; }
     std::string numeric_class() const override { return device_.info().numeric_class; }
+    std::optional<stage::PeerRoute> peer_address() const override {
+      const std::lock_guard lock(behaviour_.mutex);
+      if (!behaviour_.listens.contains(name_)) return std::nullopt;
+      return stage::PeerRoute{name_, name_, 0, ""};
+    }
+    std::chrono::microseconds probe(const stage::PeerRoute& other) const override {
+      const std::lock_guard lock(behaviour_.mutex);
+      ++behaviour_.n_probes;
+      const auto found = behaviour_.reached.find({name_, other.endpoint});
+      if (found == behaviour_.reached.end()) throw Error(name_ + " does not reach " + other.endpoint);
+      return found->second;
+    }
     std::unique_ptr<stage::Stage> make_stage() override {
       return std::make_unique<FakeStage>(name_, device_, connection_, behaviour_);
     }

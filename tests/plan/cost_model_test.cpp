@@ -54,6 +54,18 @@ TEST(CostModel, ReadsTheWeightsOncePerTokenOnEveryStage) {
   EXPECT_NEAR(1 / model.predict(whole).generation, 10 * 30e6 / 10e9 + 20e-6, 1e-9);
 }
 
+TEST(CostModel, SendsHiddenRowsStraightWhereThatIsPossible) {
+  auto input = input_of(4, {profile_of(10, 100), profile_of(10, 100)});
+  input.links = {{3e-3, 1e9}, {1e-3, 5e8}};
+  const double bytes = 4.0 * input.n_embd * 8;
+  EXPECT_NEAR(CostModel(input).hop_seconds(0, 1, 8), 3e-3 + bytes / 5e8, 1e-9) << "nothing else is known";
+  input.hops = {{std::nullopt, 2e-4}, {std::nullopt, std::nullopt}};
+  const CostModel model(input);
+  EXPECT_NEAR(model.hop_seconds(0, 1, 8), 2e-4 + bytes / 5e8, 1e-9);
+  EXPECT_NEAR(model.hop_seconds(1, 0, 8), 4e-3 + bytes / 5e8 + bytes / 1e9, 1e-9) << "through the server";
+  EXPECT_NEAR(model.hop_seconds(1, std::nullopt, 8), 1e-3, 1e-9);
+}
+
 TEST(CostModel, TakesMeasuredTimesOfLayersWhereThereAreSome) {
   auto input = input_of(4, {profile_of(10, 100), profile_of(10, 100)}, 0);
   input.layer_kinds = {0, 1, 0, 1};
