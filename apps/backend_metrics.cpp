@@ -49,6 +49,13 @@ void write_stages(Exposition& out, const remote::BackendStatus& status) {
       [](const auto& s) { return s.activity.bytes_in; });
   row("counter", "stage_sent_bytes_total", "Hidden rows and outputs that were sent.",
       [](const auto& s) { return s.activity.bytes_out; });
+  row("counter", "stage_tickets_failed_total", "Batches that ended with an error.",
+      [](const auto& s) { return s.activity.n_failed; });
+  const auto seconds = [](std::chrono::microseconds time) { return std::chrono::duration<double>(time).count(); };
+  row("gauge", "stage_server_rtt_seconds", "Mean round trip of the server's heartbeats; 0: none yet.",
+      [&](const auto& s) { return seconds(s.server_rtt); });
+  row("gauge", "stage_next_rtt_seconds", "Mean round trip to the next stage, where hidden rows go straight there.",
+      [&](const auto& s) { return seconds(s.next_rtt); });
   row("gauge", "stage_weights_bytes", "Weights of the stage; shared ones are counted in each.",
       [](const auto& s) { return s.held.weights; });
   row("gauge", "stage_kv_cache_bytes", "KV cache of the stage.", [](const auto& s) { return s.held.kv_cache; });
@@ -94,6 +101,9 @@ std::string backend_metrics(const remote::BackendStatus& status, const weights::
   out.single("counter", "tickets_total", "Batches computed.", status.activity.n_tickets);
   out.single("counter", "received_bytes_total", "Batches and hidden rows that came.", status.activity.bytes_in);
   out.single("counter", "sent_bytes_total", "Hidden rows and outputs that were sent.", status.activity.bytes_out);
+  out.single("counter", "tickets_failed_total", "Batches that ended with an error.", status.activity.n_failed);
+  out.single("counter", "hops_lost_total", "Connections to the next stage, or from the one before, that were lost.",
+             status.activity.n_hops_lost);
   out.single("counter", "stale_frames_total", "Batches of another session or epoch, dropped.", status.n_stale);
   out.single("gauge", "resident_weights", "Sets of weights in memory, used or kept.", status.n_resident);
   out.begin("gauge", "memory_free_bytes", "Memory that a stage could get now, per device.");

@@ -415,6 +415,9 @@ void Engine::Impl::publish() {
   status_.slots_busy = dispatcher_.n_running();
   status_.queue_length = dispatcher_.n_waiting();
   status_.kv_usage_ratio = dispatcher_.kv_usage();
+  status_.replica_kv_usage.clear();
+  for (const ReplicaSummary& replica : plan_ ? plan_->replicas : std::vector<ReplicaSummary>())
+    status_.replica_kv_usage.push_back(dispatcher_.replicas().at(replica.id)->kv_usage());
   changed_.notify_all();
 }
 

@@ -93,8 +93,8 @@ class BackendLink::State : public std::enable_shared_from_this<State> {
                                 std::chrono::milliseconds timeout);
   void lost(const std::string& cause);
   std::shared_ptr<Listener> find(uint32_t stage) const;
-  // The sequence number of a heartbeat that is sent now. With mutex held.
-  uint64_t begin_ping();
+  // A heartbeat that is sent now. With mutex held.
+  pb::Heartbeat begin_ping();
   void note_ack(const pb::HeartbeatAck& ack);
   bool ping_and_wait(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point deadline);
 
@@ -221,10 +221,13 @@ std::shared_ptr<BackendLink::Listener> BackendLink::State::find(uint32_t stage) 
   return found != listeners.end() ? found->second : nullptr;
 }
 
-uint64_t BackendLink::State::begin_ping() {
+pb::Heartbeat BackendLink::State::begin_ping() {
   if (pings.size() >= kMaxPings) pings.erase(pings.begin());
   pings[++last_ping] = std::chrono::steady_clock::now();
-  return last_ping;
+  pb::Heartbeat ping;
+  ping.set_sequence(last_ping);
+  ping.set_mean_rtt_us(static_cast<uint32_t>(std::min<int64_t>(traffic.mean_rtt.count(), UINT32_MAX)));
+  return ping;
 }
 
 // With mutex held.
@@ -347,20 +350,19 @@ void BackendLink::State::lost(const std::string& reason) {
     if (!closed_here) callback = std::move(lost_callback);
     lost_callback = nullptr;
   }
+  // Before those who wait hear of it: what fails for them is looked up there.
+  if (callback) callback(reason);
   acknowledged.notify_all();
   for (const auto& [id, listener] : affected) listener->on_lost(reason);
-  if (callback) callback(reason);
 }
 
 namespace {
 
 // Pings every interval and closes the channel after timeout without a byte.
-net::awaitable<void> heartbeat_loop(std::shared_ptr<Channel> channel, std::function<uint64_t()> next_sequence,
+net::awaitable<void> heartbeat_loop(std::shared_ptr<Channel> channel, std::function<pb::Heartbeat()> next,
                                     std::chrono::milliseconds interval) {
   while (!channel->closed()) {
-    pb::Heartbeat ping;
-    ping.set_sequence(next_sequence());
-    channel->send(MessageType::heartbeat, ping, {}, Channel::Priority::urgent);
+    channel->send(MessageType::heartbeat, next(), {}, Channel::Priority::urgent);
     co_await net::sleep_for(interval);
   }
 }
@@ -413,13 +415,13 @@ std::shared_ptr<BackendLink> BackendLink::connect(net::IoThreads& io, const net:
   }
   const std::shared_ptr<Channel>& channel = state->channel;
   net::spawn(channel->executor(), "reading from " + who, state->read_loop(state));
-  const auto next_sequence = [weak = std::weak_ptr<State>(state)]() -> uint64_t {
+  const auto next_ping = [weak = std::weak_ptr<State>(state)]() -> pb::Heartbeat {
     const std::shared_ptr<State> s = weak.lock();
-    if (!s) return 0;
+    if (!s) return {};
     const std::lock_guard lock(s->mutex);
     return s->begin_ping();
   };
-  net::spawn(channel->executor(), "pinging " + who, heartbeat_loop(channel, next_sequence, options.heartbeat_interval));
+  net::spawn(channel->executor(), "pinging " + who, heartbeat_loop(channel, next_ping, options.heartbeat_interval));
   net::spawn(channel->executor(), "watching " + who,
              watch_silence(channel, options.heartbeat_interval, options.heartbeat_timeout));
   return std::shared_ptr<BackendLink>(new BackendLink(std::move(state)));
@@ -446,12 +448,10 @@ std::vector<uint64_t> BackendLink::refresh_memory_free(std::chrono::milliseconds
 // Unlocks lock while it waits.
 bool BackendLink::State::ping_and_wait(std::unique_lock<std::mutex>& lock,
                                        std::chrono::steady_clock::time_point deadline) {
-  const uint64_t sequence = begin_ping();
-  pb::Heartbeat ping;
-  ping.set_sequence(sequence);
+  const pb::Heartbeat ping = begin_ping();
   channel->send(MessageType::heartbeat, ping, {}, Channel::Priority::urgent);
-  acknowledged.wait_until(lock, deadline, [&] { return last_ack >= sequence || !lost_reason.empty(); });
-  return last_ack >= sequence;
+  acknowledged.wait_until(lock, deadline, [&] { return last_ack >= ping.sequence() || !lost_reason.empty(); });
+  return last_ack >= ping.sequence();
 }
 
 bool BackendLink::ask(std::chrono::milliseconds timeout) {

@@ -163,6 +163,7 @@ class Peer : public std::enable_shared_from_this<Peer> {
   std::map<uint32_t, std::unique_ptr<StageSeat>> stages_;  // changed on the executor, under mutex_
   Activity ended_activity_;                                // under mutex_
   std::atomic<uint32_t> n_stages_{0};
+  std::atomic<uint32_t> mean_rtt_us_{0};  // of the connection, as the peer measures it
 };
 
 net::FrameLimits Peer::limits(uint16_t type) const {
@@ -354,8 +355,10 @@ void add_queue(pb::HeartbeatAck& ack, uint32_t stage, const StageQueue& queue) {
 void Peer::handle(net::Frame frame) {
   switch (static_cast<MessageType>(frame.type)) {
     case MessageType::heartbeat: {
+      const auto ping = parse_header<pb::Heartbeat>(frame);
+      mean_rtt_us_ = ping.mean_rtt_us();
       pb::HeartbeatAck ack;
-      ack.set_sequence(parse_header<pb::Heartbeat>(frame).sequence());
+      ack.set_sequence(ping.sequence());
       for (const uint64_t bytes : service_.store.memory_free()) ack.add_memory_free(bytes);
       ack.set_leaving(service_.leaving);
       for (const auto& [id, seat] : stages_) add_queue(ack, id, seat->queue());
@@ -441,7 +444,10 @@ uint64_t Peer::n_stale() const {
 std::vector<StageStatus> Peer::stages() const {
   const std::lock_guard lock(mutex_);
   std::vector<StageStatus> all;
-  for (const auto& [id, seat] : stages_) all.push_back(seat->status());
+  for (const auto& [id, seat] : stages_) {
+    all.push_back(seat->status());
+    all.back().server_rtt = std::chrono::microseconds(mean_rtt_us_);
+  }
   return all;
 }
 

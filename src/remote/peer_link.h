@@ -52,6 +52,8 @@ class PeerLink {
   //   batch: as encode_batch() made it;  hidden: n_rows x n_embd
   void forward(const stage::Fence& fence, std::span<const uint32_t> compute_us, std::span<const std::byte> batch,
                std::span<const float> hidden);
+  // The mean round trip of heartbeats; 0: none yet.
+  std::chrono::microseconds mean_rtt() const { return link_->traffic().mean_rtt; }
 
  private:
   class Answers;

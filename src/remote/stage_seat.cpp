@@ -320,7 +320,8 @@ void StageSeat::connect_neighbours(const pb::OpenSession& message) {
     lost.set_epoch(message.epoch());
     outlet = PeerLink::attach(context_.io, {output.endpoint(), output.backend_id(), output.stage(), output.key()},
                               message.session(), message.epoch(), context_.peers,
-                              [channel = channel_, lost](const std::string& reason) mutable {
+                              [channel = channel_, n_lost = n_hops_lost_, lost](const std::string& reason) mutable {
+                                ++*n_lost;
                                 lost.set_text(reason.substr(0, 16 << 10));
                                 channel->send(MessageType::hop_lost, lost);
                               });
@@ -333,6 +334,7 @@ void StageSeat::connect_neighbours(const pb::OpenSession& message) {
 }
 
 void StageSeat::peer_lost(uint64_t session, uint64_t epoch, const std::string& reason) {
+  ++*n_hops_lost_;
   pb::HopLost message;
   message.set_stage(id_);
   message.set_session(session);
@@ -450,6 +452,7 @@ void StageSeat::deliver(stage::StageOutput output) noexcept {
     hands_on = hands_on_;
     ++activity_.n_tickets;
     activity_.compute_seconds += output.compute_seconds;
+    if (!output.error.empty()) ++activity_.n_failed;
     if (outlet) activity_.bytes_out += ticket.batch.size() + output.hidden.size() * sizeof(float);
   }
   try {
@@ -497,8 +500,10 @@ StageStatus StageSeat::status() const {
     status.layer_end = shape_->slice.layer_end;
     status.held = held_;
   }
+  if (outlet_) status.next_rtt = outlet_->mean_rtt();
   status.n_queued = in_flight_.size();
   status.activity = activity_;
+  status.activity.n_hops_lost = *n_hops_lost_;
   return status;
 }
 

@@ -102,6 +102,8 @@ class StageSeat : private stage::OutputSink, private Inlet::Receiver {
   const std::shared_ptr<Channel> channel_;
   const SeatContext context_;
   std::atomic<uint64_t> n_stale_{0};
+  // Shared with callbacks that may come late.
+  const std::shared_ptr<std::atomic<uint64_t>> n_hops_lost_ = std::make_shared<std::atomic<uint64_t>>(0);
 
   mutable std::mutex mutex_;
   uint64_t session_ = 0, epoch_ = 0;            // under mutex_

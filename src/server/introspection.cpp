@@ -155,6 +155,8 @@ std::string stage_metrics(const engine::EngineStatus& status, const engine::Pipe
   const bool knows_queues =
       pipeline.epoch == status.plan->epoch && pipeline.queues.size() == status.plan->stages.size();
   std::string kv = head("gauge", "stage_kv_cache_bytes", "KV cache that it holds.");
+  std::string used =
+      head("gauge", "stage_kv_cache_usage_ratio", "Used part of its replica's fullest cache group, 0 to 1.");
   std::string from = head("gauge", "stage_weights_bytes", "Weight bytes of its load, by where they came from.");
   for (size_t i = 0; i < status.plan->stages.size(); ++i) {
     const engine::StageSummary& stage = status.plan->stages[i];
@@ -167,10 +169,13 @@ std::string stage_metrics(const engine::EngineStatus& status, const engine::Pipe
     }
     if (knows_queues) queue += fmt::format("llamacpp:stage_queue{{{}}} {}\n", labels, pipeline.queues[i]);
     kv += fmt::format("llamacpp:stage_kv_cache_bytes{{{}}} {}\n", labels, stage.kv_bytes);
+    if (stage.replica < status.replica_kv_usage.size())
+      used +=
+          fmt::format("llamacpp:stage_kv_cache_usage_ratio{{{}}} {}\n", labels, status.replica_kv_usage[stage.replica]);
     for (const auto& [source, bytes] : stage.weights_from)
       from += fmt::format("llamacpp:stage_weights_bytes{{{},source=\"{}\"}} {}\n", labels, source, bytes);
   }
-  return compute + batches + queue + kv + from;
+  return compute + batches + queue + kv + used + from;
 }
 
 http::Response metrics(const Api& api) {

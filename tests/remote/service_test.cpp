@@ -427,6 +427,31 @@ TEST(BackendService, TellsItsServersThatItStops) {
   EXPECT_EQ(collector.next().error, "backend " + endpoint + ": the backend stops");
 }
 
+// Notes whether the loss of its link was told before.
+class LateListener : public BackendLink::Listener {
+ public:
+  explicit LateListener(const std::atomic<bool>& told) : told_(told) {}
+  void on_frame(net::Frame) override {}
+  void on_lost(const std::string&) override { told_before.set_value(told_); }
+  uint64_t max_output_bytes() const override { return 0; }
+  std::promise<bool> told_before;
+
+ private:
+  const std::atomic<bool>& told_;
+};
+
+TEST(BackendLink, SaysThatItIsLostBeforeItsStagesFail) {
+  auto backend = std::make_unique<Backend>();
+  net::IoThreads io(1);
+  const auto link = BackendLink::connect(io, backend->service.endpoint(), link_options());
+  std::atomic<bool> told{false};
+  const auto listener = std::make_shared<LateListener>(told);
+  link->attach(listener);
+  link->on_lost([&](const std::string&) { told = true; });
+  backend->service.stop();
+  EXPECT_TRUE(listener->told_before.get_future().get());
+}
+
 TEST(Handshake, RefusesAnotherMajorVersionNamingBoth) {
   Backend backend;
   HandMadeServer server(backend.io, backend.service.endpoint());
