@@ -34,6 +34,8 @@ class Result:
     tokens: int
     wrong: list  # of streams: what differs
     aborts: list
+    not_alive: list  # answers of /livez other than 200
+    lives: int  # times that it was asked
     recoveries: list  # seconds, as the server logged them
     longest_gap: float  # seconds between two pieces of one stream
     seconds: float
@@ -42,10 +44,11 @@ class Result:
     def __str__(self):
         kills = ", ".join(f"{n} {name}" for name, n in self.kills.items())
         times = f"median {statistics.median(self.recoveries):.2f} s, max {max(self.recoveries):.2f} s" if self.recoveries else "none"
-        return (f"{sum(self.kills.values())} kills ({kills}) in {self.seconds:.1f} s under {self.streams} streams with {self.tokens} tokens\n"
+        return (f"{sum(self.kills.values())} strikes ({kills}) in {self.seconds:.1f} s under {self.streams} streams with {self.tokens} tokens\n"
                 f"recoveries: {len(self.recoveries)}, {times}; longest pause of a stream {self.longest_gap:.2f} s; "
                 f"{self.recomputed} tokens computed again\n"
-                f"streams with wrong or lost tokens: {len(self.wrong)}, aborts: {len(self.aborts)}")
+                f"streams with wrong or lost tokens: {len(self.wrong)}, aborts: {len(self.aborts)}; "
+                f"/livez was not 200 {len(self.not_alive)} of {self.lives} times")
 
 
 def read(stream):
@@ -66,6 +69,8 @@ def read(stream):
 
 
 class Chaos:
+    """n_kills: times that a backend is sent SIGKILL; beside them some are stopped (SIGSTOP) for a while, and some told to leave (SIGTERM)."""
+
     def __init__(self, n_kills, n_backends=3, n_streams=8, n_requests=16, seed=1, model=DEMO_MODEL, extra=(), pause=0.5):
         self.random = random.Random(seed)
         self.n_kills, self.n_streams, self.n_requests, self.pause = n_kills, n_streams, n_requests, pause
@@ -77,6 +82,7 @@ class Chaos:
         addresses = [f"127.0.0.1:{port}" for port in self.ports]
         self.server = Server(addresses, model=model, extra=("-c", 2048, "-np", n_streams, "--rpc-timeout", RPC_TIMEOUT, "--mem", 1, *extra))
         self.wrong, self.aborts, self.gaps, self.n_tokens, self.n_answers = [], [], [], 0, 0
+        self.not_alive, self.n_lives = [], 0
 
     @staticmethod
     def _backend(port):
@@ -86,11 +92,12 @@ class Chaos:
         expected = [read(Stream(self.server, **request(i)))[0] for i in range(self.n_requests)]
         assert all(answer[3] for answer in expected), f"the undisturbed answers are not complete: {expected}"
         clients = [threading.Thread(target=self._client, args=(i, expected)) for i in range(self.n_streams)]
+        clients.append(threading.Thread(target=self._watch_life))
         start = time.monotonic()
         for client in clients:
             client.start()
-        kills = {}
-        for _ in range(self.n_kills):
+        kills = {"SIGKILL": 0}
+        while kills["SIGKILL"] < self.n_kills:
             time.sleep(self.random.uniform(0, self.pause))
             name = self._strike()
             kills[name] = kills.get(name, 0) + 1
@@ -100,7 +107,7 @@ class Chaos:
         for client in clients:
             client.join()
         recoveries = [float(t) for t in re.findall(r"recovered in ([0-9.]+) s", self.server.log)]
-        return Result(kills, self.n_answers, self.n_tokens, self.wrong, self.aborts, recoveries, max(self.gaps, default=0.0),
+        return Result(kills, self.n_answers, self.n_tokens, self.wrong, self.aborts, self.not_alive, self.n_lives, recoveries, max(self.gaps, default=0.0),
                       time.monotonic() - start, int(self.server.metric("tokens_recomputed_total")))
 
     def _client(self, first, expected):
@@ -121,6 +128,18 @@ class Chaos:
                 elif answer != expected[number]:
                     self.wrong.append(f"request {number}: expected {expected[number]}, found {answer}")
             if error and not self.server.alive():
+                return
+
+    def _watch_life(self):
+        while not self.over.wait(0.05):
+            try:
+                status, _, text = self.server.request("GET", "/livez", timeout=10)
+            except OSError as failure:
+                status, text = 0, repr(failure)
+            self.n_lives += 1
+            if status != 200:
+                self.not_alive.append(f"/livez: {status} {text}")
+            if not self.server.alive():
                 return
 
     def _strike(self):

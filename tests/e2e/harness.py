@@ -178,6 +178,37 @@ class Stream:
         self.connection.close()
 
 
+class Listener(threading.Thread):
+    """Reads a streamed completion while the test does something else."""
+
+    def __init__(self, server, prompt, **fields):
+        super().__init__(daemon=True)
+        self.stream = Stream(server, prompt, return_tokens=True, **fields)
+        self.tokens, self.times, self.error, self.left = [], [], None, False
+        self.start()
+
+    def run(self):
+        for event in self.stream.events():
+            if "error" in event:
+                self.error = event["error"]
+            self.times += [time.monotonic()] * len(event.get("tokens", []))
+            self.tokens += event.get("tokens", [])
+            if self.left:
+                break
+        self.stream.leave()
+
+    def gap(self, since):
+        """The longest time without a token since then, up to now or to the end of the stream."""
+        times = [since, *(t for t in self.times if t > since)] + ([time.monotonic()] if self.is_alive() else [])
+        return max((b - a for a, b in zip(times, times[1:])), default=0.0)
+
+    def leave(self):
+        """Hangs up after the next token; returns all that came."""
+        self.left = True
+        self.join(60)
+        return self.tokens
+
+
 class ClusterTest(unittest.TestCase):
     """Stops every process that a test started, and shows their logs when it failed."""
 

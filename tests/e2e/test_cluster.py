@@ -11,7 +11,7 @@ import threading
 import time
 import unittest
 
-from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, Process, Server, Stream, clean_environment, free_port, kit_model, run
+from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, Listener, Process, Server, Stream, clean_environment, free_port, kit_model, run
 
 PROMPTS = ["Once upon a time there was a fox named Lily.", "Question: What is the capital of France?\nAnswer:",
            "Building a website can be done in 10 simple steps:", "Hello", "2 + 3 =", "The colour of the sky is",
@@ -289,6 +289,52 @@ class Failures(ClusterTest):
         self.assertEqual(server.complete(PROMPTS[0], **self.FIELDS)["content"], expected)
         self.assertEqual(server.metric("plans_lost_total"), 1)
 
+    # A stream that a test leaves when it has seen enough; what came is compared with an answer of that length.
+    LONG = {"n_predict": 30000, "ignore_eos": True, "temperature": 0.8, "seed": 11}
+    ROOM = ("-c", 32768, "-np", 1)
+
+    def check_and_leave(self, server, stream, prompt=PROMPTS[0]):
+        """Waits for another hundred tokens; all must be those of an undisturbed answer."""
+        n = len(stream.tokens)
+        self.wait_until(lambda: len(stream.tokens) >= n + 100 or not stream.is_alive(), 60, "the stream does not go on")
+        tokens = stream.leave()
+        self.assertIsNone(stream.error)
+        self.assertGreaterEqual(len(tokens), n + 100, "the stream ended before the test did")
+        answer = server.complete(prompt, **{**self.LONG, "n_predict": len(tokens)}, return_tokens=True)
+        self.assertEqual(tokens, answer["tokens"])
+
+    def test_a_killed_backend_is_noticed_by_its_closed_connection(self):
+        backends = [self.start(Backend) for _ in range(3)]
+        # Missed heartbeats would tell after five seconds (a neighbour) or thirty (the server).
+        server = self.start(Server, backends, extra=(*self.ROOM, "--rpc-timeout", 30))
+        stream = Listener(server, PROMPTS[0], **self.LONG)
+        took = []
+        for n, backend in enumerate(backends[:2], 1):
+            self.wait_until(lambda n=n: len(stream.tokens) >= 20 * n, message="the stream does not go on")
+            backend.kill()
+            start = time.monotonic()
+            self.wait_until(lambda n=n: server.log.count("the plan is lost") == n, message="the loss was not noticed")
+            took.append(time.monotonic() - start)
+            self.wait_until(lambda n=n: server.log.count("recovered in") == n, message="no new plan")
+        self.assertEqual(server.metric("plans_lost_total"), 2)
+        self.assertLess(min(took), 1)
+        self.assertLess(max(took), 10)  # a busy machine's allowance
+        self.check_and_leave(server, stream)
+
+    def test_a_backend_that_comes_late_is_taken_in_while_a_stream_goes_on(self):
+        late = f"127.0.0.1:{free_port()}"
+        server = self.start(Server, [self.start(Backend), late], extra=(*self.ROOM, "--rpc-wait", 1))
+        self.assertIn("on 1 device(s)", server.log)
+        stream = Listener(server, PROMPTS[0], **self.LONG)
+        self.wait_until(lambda: len(stream.tokens) >= 20)
+        self.start(Backend, port=int(late.split(":")[1]))
+        server.wait_for(rf"{late} has come")
+        server.wait_for(r"on 2 device\(s\)")
+        self.check_and_leave(server, stream)
+        for lost in ("plans_lost_total", "replicas_lost_total"):
+            self.assertEqual(server.metric(lost), 0, server.log)
+        self.assertGreater(server.metric("tokens_recomputed_total"), 0, "the stream ended before the plan changed")
+
     def test_a_plan_for_speed_is_made_again_on_what_is_left_after_a_kill(self):
         # The context's cache takes 60 MiB: two backends hold it, and one of the three may go.
         backends = {b.address: b for b in (self.start(Backend, mem=48) for _ in range(3))}
@@ -369,7 +415,7 @@ class Failures(ClusterTest):
         for backend in backends:
             self.assertEqual(len(re.findall(r"loaded: shares", backend.log)), 1, backend.log)
 
-    def test_names_of_several_backends_that_come_later_are_taken_in(self):
+    def test_a_server_goes_on_without_a_name_that_does_not_resolve(self):
         backend = self.start(Backend)
         server = self.start(Server, [f"localhost:{backend.port}", "nobody.invalid:50052"], extra=("--rpc-wait", 1))
         self.assertIn("nobody.invalid", server.log)
@@ -383,8 +429,94 @@ class Failures(ClusterTest):
         for expected, first, events in running:
             self.assertEqual(first + self.rest_of(events), expected)
 
+    def test_streams_on_stages_that_are_left_go_on_while_another_server_loses_its_plan(self):
+        shared, killed = self.start(Backend, mem=1024), self.start(Backend)
+        # Nobody would miss heartbeats: what waits for the dead one waits for long.
+        patient = (*self.ROOM, "--rpc-timeout", 30, "--mem", 1)
+        loses = self.start(Server, [shared, killed], extra=patient)
+        others = [self.start(Server, [shared], extra=patient),
+                  self.start(Server, [shared], model=kit_model("llama-dense.gguf"), extra=patient)]
+        prompts = [PROMPTS[0], list(range(3, 20))]
+        streams = [Listener(server, prompt, **self.LONG) for server, prompt in zip(others, prompts)]
+        hit = Listener(loses, PROMPTS[0], **self.LONG)
+        for stream in (*streams, hit):
+            self.wait_until(lambda stream=stream: len(stream.tokens) >= 20)
+        struck = time.monotonic()
+        killed.kill()
+        loses.wait_for("recovered in")
+        gaps = [stream.gap(struck) for stream in streams]
+        self.assertLess(max(gaps), 5, "a stream paused that had nothing to do with the loss")
+        for server, stream, prompt in zip(others, streams, prompts):
+            self.check_and_leave(server, stream, prompt)
+            self.assertEqual(server.metric("plans_lost_total"), 0)
+            self.assertEqual(server.metric("tokens_recomputed_total"), 0)
+        self.check_and_leave(loses, hit)
+        self.assertEqual(loses.metric("plans_lost_total"), 1)
+
+
+class FailuresDuringThePrompt(ClusterTest):
+    """What happens to a backend while a prompt is computed, before the first token of its answer."""
+
+    PROMPT = [3 + (17 * i + i * i) % 500 for i in range(1500)]
+    FIELDS = {"n_predict": 16, "ignore_eos": True, "temperature": 1.0, "seed": 5, "cache_prompt": False, "return_tokens": True}
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory(prefix="caravan-prompt-")
+        cls.addClassCleanup(folder.cleanup)
+        cls.model = str(pathlib.Path(folder.name) / "slow.gguf")  # a second or so for the prompt
+        result = run("synth", "--shape", "tinyllama-1.1b", "--layers", 2, "--vocab", 512, "--type", "Q4_0", "-o", cls.model)
+        assert result.returncode == 0, result.stderr
+
+    def serve(self, backends, *extra):
+        return self.start(Server, backends, model=self.model, extra=("-c", 2048, "-np", 1, "-ub", 32, "--mem", 1, *extra))
+
+    def check(self, server, strike):
+        """The answer when strike() comes early in the prompt must be the undisturbed one. Returns the prompt's progress in tokens."""
+        expected = server.complete(self.PROMPT, **self.FIELDS)["tokens"]
+        self.assertEqual(len(expected), 16)
+        self.assertEqual(server.metric("plans_lost_total"), 0)
+        tokens, progress, struck = [], [], False
+        for event in Stream(server, self.PROMPT, return_progress=True, **self.FIELDS).events():
+            self.assertNotIn("error", event)
+            tokens += event.get("tokens", [])
+            if "prompt_progress" in event:
+                progress.append(event["prompt_progress"]["processed"])
+            if not struck:
+                struck = True
+                self.assertEqual(tokens, [])
+                self.assertLess(progress[-1], len(self.PROMPT) / 2)
+                strike()
+                server.wait_for("the plan is lost", timeout=60)
+        self.assertEqual(tokens, expected)
+        self.assertEqual(progress[-1], len(self.PROMPT))
+        self.assertEqual(server.metric("plans_lost_total"), 1)
+
+    def test_a_killed_backend(self):
+        backends = [self.start(Backend), self.start(Backend)]
+        self.check(self.serve(backends), backends[1].kill)
+
+    def test_a_stopped_backend_that_wakes_later(self):
+        backends = [self.start(Backend), self.start(Backend)]
+        server = self.serve(backends, "--rpc-timeout", 1)
+        self.check(server, lambda: backends[0].process.send_signal(signal.SIGSTOP))
+        self.assertIn("missed heartbeats", server.log)
+        backends[0].process.send_signal(signal.SIGCONT)
+        server.wait_for(rf"{backends[0].address} has come")
+
+    def test_a_backend_that_is_started_again(self):
+        backend = self.start(Backend)
+
+        def restart():
+            backend.kill()
+            self.start(Backend, port=backend.port)
+
+        self.check(self.serve([backend]), restart)
+
 
 class Leaving(ClusterTest):
+    LONG, ROOM, check_and_leave = Failures.LONG, Failures.ROOM, Failures.check_and_leave
+
     def test_a_backend_on_sigterm_hands_over_while_streams_go_on(self):
         backends = [self.start(Backend), self.start(Backend)]
         server = self.start(Server, backends, extra=("-c", 1024))
@@ -401,10 +533,20 @@ class Leaving(ClusterTest):
 
     def test_a_backend_whose_layers_fit_nowhere_else_stops_after_the_drain_timeout(self):
         backend = self.start(Backend, extra=("--drain-timeout", 1))
-        server = self.start(Server, [backend], extra=("-c", 1024, "--mem", 1))
-        self.assertEqual(backend.stop(timeout=10), 0, backend.log)
+        server = self.start(Server, [backend], extra=(*self.ROOM, "--mem", 1))
+        stream = Listener(server, PROMPTS[0], **self.LONG)
+        self.wait_until(lambda: len(stream.tokens) >= 20)
+        start = time.monotonic()
+        self.assertEqual(backend.stop(), 0, backend.log)
+        took = time.monotonic() - start
+        self.assertGreater(took, 0.9, "it did not wait for its layers to go elsewhere")
+        self.assertLess(took, 6)  # the default would be eight
         self.wait_until(lambda: server.get("/health")[0] == 503)
-        self.assertTrue(server.alive())
+        self.assertEqual(server.get("/livez")[0], 200)
+        # What was on it goes on when it is back.
+        self.start(Backend, port=backend.port)
+        server.wait_for("recovered in")
+        self.check_and_leave(server, stream)
 
     def test_an_idle_backend_leaves_at_once(self):
         backend = self.start(Backend)
