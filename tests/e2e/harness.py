@@ -209,6 +209,58 @@ class Listener(threading.Thread):
         return self.tokens
 
 
+class SlowLink:
+    """Passes connections on to a port, at most so many bytes per second in each direction; bytes_per_s may be changed, None: no limit."""
+
+    def __init__(self, port, bytes_per_s):
+        self.target, self.bytes_per_s = port, bytes_per_s
+        self.n_bytes = 0  # to the port
+        self.ends = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                return
+            self.ends += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    def _pass_on(self, source, sink):
+        try:
+            while data := source.recv(16384):
+                if self.bytes_per_s:
+                    time.sleep(len(data) / self.bytes_per_s)
+                sink.sendall(data)
+                self.n_bytes += len(data) if sink.getpeername()[1] == self.target else 0
+        except OSError:
+            pass
+        self._end(source, sink)
+
+    @staticmethod
+    def _end(*sockets):
+        for end in sockets:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def cut(self):
+        """Ends the connections there are; others may come."""
+        ends, self.ends = self.ends, []
+        self._end(*ends)
+
+    def stop(self):
+        self._end(self.listener)
+        self.listener.close()
+        self.cut()
+
+
 class ClusterTest(unittest.TestCase):
     """Stops every process that a test started, and shows their logs when it failed."""
 

@@ -9,44 +9,8 @@ import threading
 import time
 import unittest
 
-from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, clean_environment, run
+from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, SlowLink, clean_environment, run
 from test_hostile import frame, message
-
-
-class SlowLink:
-    """Passes connections on to a port, at most so many bytes per second in each direction."""
-
-    def __init__(self, port, bytes_per_s):
-        self.target, self.bytes_per_s = port, bytes_per_s
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            try:
-                near, _ = self.listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self.target))
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self.pass_on, args=(source, sink), daemon=True).start()
-
-    def pass_on(self, source, sink):
-        try:
-            while data := source.recv(16384):
-                time.sleep(len(data) / self.bytes_per_s)
-                sink.sendall(data)
-        except OSError:
-            pass
-        for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    def stop(self):
-        self.listener.close()
 
 
 def serve_other_version():

@@ -7,10 +7,16 @@ import shutil
 import tempfile
 import unittest
 
-from harness import DEMO_MODEL, Backend, ClusterTest, Server, clean_environment, free_port, run
+from harness import DEMO_MODEL, Backend, ClusterTest, Server, SlowLink, clean_environment, free_port, run
 
 PROMPT = "Once upon a time there was a fox named Lily."
 LOADED = r"loaded in [\d.]+ s: (.+) of weights from models-dir, (.+) from the cache, (.+) from other backends, (.+) from the server"
+
+
+def size_of(text):
+    """The number of bytes in "1.3 MiB"."""
+    number, unit = text.split()
+    return float(number) * 1024 ** ("B", "KiB", "MiB", "GiB").index(unit)
 
 
 class Loading(ClusterTest):
@@ -102,6 +108,13 @@ class Loading(ClusterTest):
         self.load()
         self.assertEqual(records[0].stat().st_mtime_ns, before)
 
+    def test_a_second_start_does_not_hash_the_model_again(self):
+        backend = self.start(Backend)
+        for check in (self.assertRegex, self.assertNotRegex):
+            server = self.start(Server, [backend])
+            check(server.log, rf"hashing {re.escape(DEMO_MODEL)}")
+            self.assertEqual(server.stop(), 0)
+
     def test_remembered_hashes_that_are_wrong_are_computed_again(self):
         model = self.folder / "model.gguf"
         shutil.copy(DEMO_MODEL, model)
@@ -160,6 +173,55 @@ class Loading(ClusterTest):
         self.assertNotIn("0 B", (given, pulled))
         self.assertIn("from other backends: expected SHA-256", second.log)
         self.assertEqual(server.complete(PROMPT)["content"], answer)
+
+    SIZE = os.path.getsize(DEMO_MODEL)
+
+    def half_load(self, *backend_options):
+        """A backend behind a slow link, the link, and a server that has sent half of the weights and goes on sending."""
+        backend = self.start(Backend, extra=backend_options)
+        link = SlowLink(backend.port, 1e6)
+        self.addCleanup(link.stop)
+        server = self.start(Server, [link.address], ready=False)
+        self.wait_until(lambda: link.n_bytes > self.SIZE / 2, 60, "nothing is loaded")
+        self.assertNotIn("ready: ", server.log)
+        return backend, link, server
+
+    def check_rest(self, backend, link, server, before=0):
+        """What the second load pulls is what the first one lacked, also by the bytes on the wire."""
+        models, cached, peers, pulled = (size_of(text) for text in backend.wait_for(LOADED).groups())
+        self.assertEqual((models, peers), (0, 0))
+        self.assertGreater(pulled, 0)
+        self.assertLess(pulled, 0.75 * self.SIZE)
+        self.assertLess(link.n_bytes - before, 0.75 * self.SIZE)
+        self.assertEqual(server.complete(PROMPT)["content"], self.start(Server).complete(PROMPT)["content"])
+        return cached, pulled
+
+    def test_a_server_that_was_killed_while_it_loaded_sends_only_the_rest(self):
+        backend, link, server = self.half_load()
+        server.kill()
+        backend.wait_for("closed the connection")
+        before, link.bytes_per_s = link.n_bytes, None
+        cached, _ = self.check_rest(backend, link, self.start(Server, [link.address]), before)
+        self.assertEqual(cached, 0)
+
+    def test_a_backend_that_was_killed_while_it_loaded_finds_what_came_in_its_cache(self):
+        cache = self.folder / "cache"
+        backend, link, server = self.half_load("--cache-dir", cache)
+        self.wait_until(lambda: sum(p.stat().st_size for p in self.chunks(cache)) > 0.25 * self.SIZE, message="nothing is kept")
+        backend.kill()
+        server.kill()
+        before, link.bytes_per_s = link.n_bytes, None
+        backend = self.start(Backend, port=backend.port, extra=("--cache-dir", cache))
+        cached, pulled = self.check_rest(backend, link, self.start(Server, [link.address]), before)
+        self.assertGreater(cached, 0.25 * self.SIZE)
+        self.assertAlmostEqual(cached + pulled, self.SIZE, delta=0.1 * self.SIZE)
+
+    def test_a_load_over_a_link_that_was_cut_goes_on_with_the_rest(self):
+        backend, link, server = self.half_load()
+        before, link.bytes_per_s = link.n_bytes, None
+        link.cut()
+        server.wait_until_healthy()
+        self.check_rest(backend, link, server, before)
 
     def test_bad_options_are_refused(self):
         for options, pattern in ((("--cache-dir", "/proc/nowhere"), "cache folder"), (("--models-dir", "/nowhere"), "/nowhere"),
