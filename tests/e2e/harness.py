@@ -125,8 +125,11 @@ class Server(Process):
     def wait_until_healthy(self, timeout=60):
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self.alive():
-            if self.get("/health")[0] == 200:
-                return
+            try:
+                if self.get("/health")[0] == 200:
+                    return
+            except OSError:
+                pass  # it has ended
             time.sleep(0.05)
         raise AssertionError(f"the server did not become healthy; the log:\n{self.log}")
 
@@ -224,9 +227,13 @@ class SlowLink:
         while True:
             try:
                 near, _ = self.listener.accept()
-                far = socket.create_connection(("127.0.0.1", self.target))
             except OSError:
                 return
+            try:
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                near.close()
+                continue
             self.ends += [near, far]
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()

@@ -44,9 +44,19 @@ class BackendMetrics(ClusterTest):
         self.assertGreater(during["caravan_compute_seconds_total"], 0)
         self.assertGreater(during["caravan_received_bytes_total"], 100)
         self.assertGreater(during["caravan_sent_bytes_total"], 100)
-        stage = next(key for key in during if key.startswith("caravan_stage_kv_cache_bytes"))
-        self.assertRegex(stage, r'layers="0-\d+"')
-        self.assertGreater(during[stage], 0)
+        stages = {key: during[key] for key in during if key.startswith("caravan_stage_")}
+        for key in stages:
+            self.assertRegex(key, r'\{peer="127\.0\.0\.1:\d+",stage="1",layers="0-5"\}$')
+        stages = {key.removeprefix("caravan_stage_").split("{")[0]: value for key, value in stages.items()}
+        self.assertEqual(stages.pop("queue"), 0)
+        self.assertEqual(set(stages), {"compute_seconds_total", "tickets_total", "received_bytes_total", "sent_bytes_total", "weights_bytes",
+                                       "kv_cache_bytes"})
+        for name, value in stages.items():
+            self.assertGreater(value, 0, name)
+        # It is the only stage.
+        for name in ("compute_seconds_total", "tickets_total", "received_bytes_total", "sent_bytes_total"):
+            self.assertEqual(stages[name], during["caravan_" + name], name)
+        self.assertGreater(stages["weights_bytes"], 1e6)
         self.assertGreater(during['caravan_weights_bytes_total{source="server"}'], 1e6, DEMO_MODEL)
         self.assertLess(during['caravan_memory_free_bytes{device="0"}'], during['caravan_memory_bytes{device="0"}'])
         text = server.get("/metrics")[1]

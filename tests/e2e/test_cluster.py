@@ -169,6 +169,14 @@ class Refusals(ClusterTest):
         self.assertTrue(self.start(Server, [backend]).complete("Hello")["content"])
         self.assertTrue(backend.alive() and plain.alive())
 
+    def test_a_backend_without_a_token_that_other_machines_reach_says_so(self):
+        for host, token, warns in (("0.0.0.0", None, True), ("0.0.0.0", TOKEN, False), ("127.0.0.1", None, False)):
+            backend = self.start(Backend, host=host, token=token)
+            self.assertEqual(backend.stop(), 0)
+            warning = f"warning NO TOKEN IS SET AND {backend.address} IS REACHABLE FROM OTHER MACHINES"
+            self.assertEqual(warning in backend.log, warns, backend.log)
+            self.assertEqual("NO TOKEN" in backend.log, warns, backend.log)
+
     def test_garbage_on_the_backends_port_harms_nobody(self):
         backend = self.start(Backend, token=None)
         server = self.start(Server, [backend], token=None)
@@ -454,8 +462,8 @@ class Failures(ClusterTest):
         self.assertEqual(loses.metric("plans_lost_total"), 1)
 
 
-class FailuresDuringThePrompt(ClusterTest):
-    """What happens to a backend while a prompt is computed, before the first token of its answer."""
+class SlowPrompt:
+    """For a ClusterTest: a prompt that takes a second or so, and something that happens meanwhile."""
 
     PROMPT = [3 + (17 * i + i * i) % 500 for i in range(1500)]
     FIELDS = {"n_predict": 16, "ignore_eos": True, "temperature": 1.0, "seed": 5, "cache_prompt": False, "return_tokens": True}
@@ -464,7 +472,7 @@ class FailuresDuringThePrompt(ClusterTest):
     def setUpClass(cls):
         folder = tempfile.TemporaryDirectory(prefix="caravan-prompt-")
         cls.addClassCleanup(folder.cleanup)
-        cls.model = str(pathlib.Path(folder.name) / "slow.gguf")  # a second or so for the prompt
+        cls.model = str(pathlib.Path(folder.name) / "slow.gguf")
         result = run("synth", "--shape", "tinyllama-1.1b", "--layers", 2, "--vocab", 512, "--type", "Q4_0", "-o", cls.model)
         assert result.returncode == 0, result.stderr
 
@@ -472,7 +480,7 @@ class FailuresDuringThePrompt(ClusterTest):
         return self.start(Server, backends, model=self.model, extra=("-c", 2048, "-np", 1, "-ub", 32, "--mem", 1, *extra))
 
     def check(self, server, strike):
-        """The answer when strike() comes early in the prompt must be the undisturbed one. Returns the prompt's progress in tokens."""
+        """The answer when strike() comes early in the prompt must be the undisturbed one."""
         expected = server.complete(self.PROMPT, **self.FIELDS)["tokens"]
         self.assertEqual(len(expected), 16)
         self.assertEqual(server.metric("plans_lost_total"), 0)
@@ -492,6 +500,8 @@ class FailuresDuringThePrompt(ClusterTest):
         self.assertEqual(progress[-1], len(self.PROMPT))
         self.assertEqual(server.metric("plans_lost_total"), 1)
 
+
+class FailuresDuringThePrompt(SlowPrompt, ClusterTest):
     def test_a_killed_backend(self):
         backends = [self.start(Backend), self.start(Backend)]
         self.check(self.serve(backends), backends[1].kill)

@@ -2,31 +2,79 @@
 
 import json
 import os
+import re
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
 import time
 import unittest
 
-from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, SlowLink, clean_environment, run
-from test_hostile import frame, message
+from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, SlowLink, clean_environment, free_port, run
+from test_hostile import HEARTBEAT, HELLO, PROTOCOL_MAJOR, frame, message, varint
+
+SURVEY, LINK_TEST = 25, 27
 
 
-def serve_other_version():
-    """A backend of another protocol version: returns its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def fields(header):
+    """The numbers of a protobuf message, by field; what is not a number is left out."""
+    found, at = {}, 0
 
-    def serve():
-        connection, _ = listener.accept()
-        connection.recv(65536)
-        connection.sendall(frame(2, message(f1=9, f2=0, f3=b"9.0.0", f4=b"newer", f5=bytes(16), f6=message(f1=b"CPU"))))
-        connection.recv(65536)
-        connection.close()
-        listener.close()
+    def varint():
+        nonlocal at
+        value, shift = 0, 0
+        while True:
+            byte = header[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
 
-    threading.Thread(target=serve, daemon=True).start()
-    return "127.0.0.1:%d" % listener.getsockname()[1]
+    while at < len(header):
+        key = varint()
+        value = varint()
+        if key & 7 == 2:
+            at += value
+        else:
+            found[key >> 3] = value
+    return found
+
+
+class ScriptedBackend:
+    """Answers what doctor asks, with the version and the clock that it is given. Its connection ends with the process's."""
+
+    def __init__(self, major=PROTOCOL_MAJOR, minor=2, version=None, clock_ahead_s=0):
+        self.version = version or re.search(r"version: (\S+)", run("--version").stderr).group(1)
+        self.major, self.minor, self.clock_ahead_s = major, minor, clock_ahead_s
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        connection, _ = self.listener.accept()
+        memory = varint(1 << 30)
+        with connection, connection.makefile("rb") as incoming:
+            while len(head := incoming.read(20)) == 20:
+                _, kind, _, header_bytes, payload_bytes = struct.unpack("<4sHHIQ", head)
+                asked = fields(incoming.read(header_bytes))
+                incoming.read(payload_bytes)
+                sequence = asked.get(1, 0)
+                if kind == HELLO:
+                    device = message(f1=b"CPU", f2=b"cpu", f3=b"scripted", f4=1 << 30, f5=1 << 30, f6=1, f7=b"some")
+                    answer = frame(HELLO + 1, message(f1=self.major, f2=self.minor, f3=self.version.encode(), f4=b"scripted", f5=bytes(16),
+                                                      f6=device, f7=5000))
+                elif kind == HEARTBEAT:
+                    answer = frame(HEARTBEAT + 1, message(f1=sequence, f2=memory))
+                elif kind == SURVEY:
+                    answer = frame(SURVEY + 1, message(f1=sequence, f6=int(1000 * (time.time() + self.clock_ahead_s))))
+                elif kind == LINK_TEST:
+                    answer = frame(LINK_TEST + 1, message(f1=sequence), bytes(asked.get(2, 0)))
+                else:
+                    answer = b""
+                connection.sendall(answer)
+        self.listener.close()
 
 
 class DoctorTest(ClusterTest):
@@ -56,9 +104,32 @@ class DoctorTest(ClusterTest):
         self.assertRegex(text, r"PROBLEM .*token.*Give the same --rpc-token")
 
     def test_other_version(self):
-        status, text = self.doctor([serve_other_version()], token="")
+        status, text = self.doctor([ScriptedBackend(major=9, minor=0, version="9.0.0").address], token="")
         self.assertEqual(status, 1, text)
         self.assertRegex(text, r"PROBLEM .*speaks protocol 9\.0 \(caravan 9\.0\.0\).*Update the older side")
+
+    def test_other_minor_version(self):
+        for minor in (0, 1, 3):
+            with self.subTest(minor):
+                status, text = self.doctor([ScriptedBackend(minor=minor, version="0.0.9").address], token="")
+                self.assertEqual(status, 1, text)
+                self.assertRegex(text, rf"PROBLEM .*it runs caravan 0\.0\.9 \(protocol 2\.{minor}\), this side .* update the older side")
+                self.assertIn("1 problem\n", text)
+
+    def test_wrong_clock(self):
+        self.assertEqual(self.doctor([ScriptedBackend().address], token="")[0], 0)
+        for ahead, words in ((3600, "ahead of"), (-3600, "behind")):
+            status, text = self.doctor([ScriptedBackend(clock_ahead_s=ahead).address], token="")
+            self.assertEqual(status, 1, text)
+            self.assertRegex(text, rf"PROBLEM .*its clock is (3[56]\d\d) s {words} this one's.*run a time service")
+            self.assertIn("1 problem\n", text)
+
+    def test_backends_that_do_not_reach_each_other(self):
+        near, hidden = self.start(Backend), self.start(Backend, extra=("--advertise", f"127.0.0.1:{free_port()}"))
+        status, text = self.doctor([near.address, hidden.address])
+        self.assertEqual(status, 1, text)
+        self.assertRegex(text, rf"PROBLEM +{near.address}: it does not reach {hidden.address}: .*The server relays between the two.*--advertise")
+        self.assertIn("1 of 2 ways between them are direct", text)
 
     def test_full_disk(self):
         folder = tempfile.mkdtemp(prefix="caravan-full-")
@@ -98,23 +169,43 @@ class PlanTest(ClusterTest):
     def test_table_and_json(self):
         backends = [self.start(Backend) for _ in range(2)]
         text = self.plan(backends, "--plan", "memory")
-        for backend in backends:
-            self.assertIn(backend.address, text)
+        self.assertRegex(text, r"device +layers +input +weights +KV cache +scratch +free\n")
+        size = r" +[\d.]+ [KMG]iB"
+        for backend, row in zip(backends, (r"0-\d +server", r"\d-4 +direct")):
+            self.assertRegex(text, rf"\n{backend.address} +{row}{4 * size}\n")
         self.assertRegex(text, r"predicted: prompt [\d.e+]+ tokens/s, generation [\d.e+]+ tokens/s")
         plan = json.loads(self.plan(backends, "--plan", "memory", "--json"))
         self.assertEqual([s["device"] for s in plan["stages"]], [b.address for b in backends])
         self.assertEqual(plan["stages"][1]["input"], "direct")
-        self.assertGreater(plan["predicted"]["generation_tokens_per_s"], 0)
+        for stage in plan["stages"]:
+            for part in ("weights", "kv_cache", "scratch"):
+                self.assertGreater(stage[part], 0)
+        begins, ends = zip(*(stage["layers"] for stage in plan["stages"]))
+        self.assertEqual(begins + (5,), (0,) + ends)
+        for speed in ("prompt_tokens_per_s", "generation_tokens_per_s", "streams_tokens_per_s"):
+            self.assertGreater(plan["predicted"][speed], 0)
+        self.assertEqual([d["device"] for d in plan["devices"]], ["local"] + [b.address for b in backends])
+        for device in plan["devices"][1:]:
+            for key in ("memory_free", "round_trip_ms", "link_bytes_per_s"):
+                self.assertGreater(device[key], 0)
         self.assertEqual(plan["missing"], [])
+
+    def test_stages_that_do_not_reach_each_other_are_relayed(self):
+        backends = [self.start(Backend), self.start(Backend, extra=("--advertise", f"127.0.0.1:{free_port()}"))]
+        self.assertRegex(self.plan(backends, "--plan", "memory"), rf"\n{backends[1].address} +\d-4 +relayed ")
+        plan = json.loads(self.plan(backends, "--plan", "memory", "--json"))
+        self.assertEqual([s["input"] for s in plan["stages"]], ["server", "relayed"])
 
     def test_slow_way_is_left_out(self):
         backend, far = self.start(Backend), self.start(Backend)
         link = SlowLink(far.port, 1e6)
         far.address = link.address
         plan = json.loads(self.plan([far, backend], "--plan", "latency", "--json"))
+        text = self.plan([far, backend], "--plan", "latency")
         link.stop()
         self.assertEqual([s["device"] for s in plan["stages"]], [backend.address])
-        self.assertEqual([d["device"] for d in plan["left_out"]][-1], far.address)
+        self.assertEqual(plan["left_out"][-1]["device"], far.address)
+        self.assertRegex(text, rf"\n{far.address} +left out: {re.escape(plan['left_out'][-1]['reason'])}\n")
 
     def test_goal_that_is_none(self):
         result = run("plan", "-m", DEMO_MODEL, "--plan", "speed")

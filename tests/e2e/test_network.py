@@ -109,18 +109,30 @@ class Cut(NetworkTest):
         self.assertEqual(server.get("/health")[0], 200)
 
 
+class CutDuringThePrompt(test_cluster.SlowPrompt, NetworkTest):
+    def test_a_backend_whose_packets_vanish(self):
+        server = self.serve([self.start_near(), self.start_far()], "--rpc-timeout", 1)
+        self.check(server, self.network.cut)
+        self.assertRegex(server.log, rf"{FAR}:\d+.*missed heartbeats")
+
+
 class NamesOfSeveral(NetworkTest):
     NAME = "several.caravan.invalid"
 
     @contextlib.contextmanager
-    def hosts(self):
-        """A prefix of commands that find all of our addresses under one name."""
+    def hosts(self, *addresses):
+        """A prefix of commands that find these addresses under one name, and what adds another one."""
         with tempfile.NamedTemporaryFile("w", prefix="caravan-hosts-") as hosts:
-            print(f"127.0.0.1 localhost\n{NEAR} {self.NAME}\n{FAR} {self.NAME}", file=hosts, flush=True)
+            def add(address):
+                print(f"{address} {self.NAME}", file=hosts, flush=True)
+
+            print("127.0.0.1 localhost", file=hosts, flush=True)
+            for address in addresses:
+                add(address)
             prefix = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', hosts.name]
             if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
                 self.skipTest("a file /etc/hosts of its own needs root")
-            yield prefix
+            yield prefix, add
 
     def doctor(self, prefix, port):
         result = run("doctor", "--rpc", f"{self.NAME}:{port}", prefix=prefix, env=clean_environment(APP_RPC_TOKEN=TOKEN))
@@ -130,7 +142,7 @@ class NamesOfSeveral(NetworkTest):
         port = free_port()
         self.start_near(port=port)
         far = self.start_far(port=port)
-        with self.hosts() as prefix:
+        with self.hosts(NEAR, FAR) as (prefix, _):
             status, text = self.doctor(prefix, port)
             self.assertEqual(status, 0, text)
             for address in (NEAR, FAR):
@@ -141,6 +153,24 @@ class NamesOfSeveral(NetworkTest):
             self.assertEqual(status, 1, text)
             self.assertRegex(text, rf"ok +{self.NAME}:{port} \({NEAR}:{port}\): link: ")
             self.assertRegex(text, rf"PROBLEM +{self.NAME}:{port} \({FAR}:{port}\): .*refused")
+
+    def test_all_machines_of_a_name_are_used_and_those_that_it_gains_later(self):
+        port = free_port()
+        near, far = self.start_near(port=port), self.start_far(port=port)
+        with self.hosts(NEAR, FAR) as (prefix, _):
+            server = self.start(Server, [f"{self.NAME}:{port}"], prefix=prefix)
+            server.wait_for(r"on 2 device\(s\)")
+            expected = server.complete("Hello")["content"]
+            self.assertEqual(server.stop(), 0)
+        with self.hosts(NEAR) as (prefix, add):
+            server = self.start(Server, [f"{self.NAME}:{port}"], prefix=prefix)
+            server.wait_for(r"on 1 device\(s\)")
+            add(FAR)
+            server.wait_for(rf"{far.address} has come")
+            server.wait_for(r"on 2 device\(s\)")
+            self.assertEqual(server.complete("Hello")["content"], expected)
+            self.assertEqual(server.metric("plans_lost_total"), 0)
+        self.assertTrue(near.alive() and far.alive())
 
     def test_doctor_says_that_a_name_does_not_resolve(self):
         result = run("doctor", "--rpc", "nobody.invalid:50052")
