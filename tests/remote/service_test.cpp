@@ -1,6 +1,7 @@
 // A backend service and servers on loopback, in one process: loading, computing, sharing, refusing, losing.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <future>
 
 #include "fake_host.h"
