@@ -52,11 +52,31 @@ void check_frame_limits(const FrameHeader& header, const FrameLimits& limits) {
                                     header.payload_bytes, limits.payload_bytes));
 }
 
+bool FramePace::keeps_up(const ReadProgress& progress, TimePoint now) {
+  const Duration elapsed = now - at_;
+  const uint64_t n_bytes = progress.n_bytes - progress_.n_bytes;
+  const bool same_frame = progress.in_frame && progress_.in_frame && progress.n_frames == progress_.n_frames;
+  at_ = now;
+  progress_ = progress;
+  if (!same_frame) {
+    left_ = patience_;
+    return true;
+  }
+  const std::chrono::duration<double> worth(static_cast<double>(n_bytes) / kLeastFrameBytesPerSecond);
+  left_ = std::min(patience_, left_ - elapsed + std::chrono::duration_cast<Duration>(worth));
+  return left_ >= Duration::zero();
+}
+
 FrameReader::FrameReader(Connection& connection, LimitFunction limits)
     : connection_(connection),
       limits_(std::move(limits)),
       buffer_(kReadBufferBytes),
       last_received_(std::chrono::steady_clock::now()) {}
+
+ConnectionError FrameReader::cut() const {
+  return {ConnectionError::Kind::lost,
+          fmt::format("{} closed the connection in the middle of a frame", connection_.peer())};
+}
 
 awaitable<size_t> FrameReader::receive(std::span<std::byte> buffer) {
   const size_t n = co_await connection_.read_some(buffer);
@@ -73,6 +93,7 @@ awaitable<bool> FrameReader::fill(std::span<std::byte> out) {
       std::copy_n(buffer_.begin() + static_cast<ptrdiff_t>(begin_), n, out.begin() + static_cast<ptrdiff_t>(done));
       begin_ += n;
       done += n;
+      in_frame_ = true;
       continue;
     }
     // What is larger than the buffer goes straight to its place.
@@ -81,11 +102,11 @@ awaitable<bool> FrameReader::fill(std::span<std::byte> out) {
     const size_t n = co_await receive(target);
     if (n == 0) {
       if (done == 0) co_return false;
-      throw ConnectionError(ConnectionError::Kind::lost,
-                            fmt::format("{} closed the connection in the middle of a frame", connection_.peer()));
+      throw cut();
     }
     if (direct) {
       done += n;
+      in_frame_ = true;
     } else {
       begin_ = 0;
       end_ = n;
@@ -101,9 +122,7 @@ awaitable<std::vector<std::byte>> FrameReader::read_growing(uint64_t size) {
     const uint64_t next = std::min<uint64_t>(size, done == 0 ? kFirstPayloadBytes : uint64_t{done} * 2);
     data.resize(next);
     const bool filled = co_await fill(std::span(data).subspan(done));
-    if (!filled)
-      throw ConnectionError(ConnectionError::Kind::lost,
-                            fmt::format("{} closed the connection in the middle of a frame", connection_.peer()));
+    if (!filled) throw cut();
   }
   co_return data;
 }
@@ -119,6 +138,8 @@ awaitable<std::optional<Frame>> FrameReader::read() {
   frame.type = header.type;
   frame.header = co_await read_growing(header.header_bytes);
   frame.payload = co_await read_growing(header.payload_bytes);
+  in_frame_ = false;
+  ++n_frames_;
   co_return frame;
 }
 

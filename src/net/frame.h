@@ -49,6 +49,33 @@ struct Frame {
   std::vector<std::byte> header, payload;
 };
 
+// How far a reader is.
+struct ReadProgress {
+  uint64_t n_frames = 0;  // whole ones
+  bool in_frame = false;  // bytes of the next one have come, and not all
+  uint64_t n_bytes = 0;   // of all
+};
+
+// Finds frames that never end because their bytes dribble: each byte is a sign of life, but a frame that has begun must
+// come at kLeastFrameBytesPerSecond. Far below any link that is of use.
+inline constexpr uint64_t kLeastFrameBytesPerSecond = 16 << 10;
+
+class FramePace {
+ public:
+  using TimePoint = std::chrono::steady_clock::time_point;
+  // patience: how far a frame may fall behind, for links that stall.
+  FramePace(Duration patience, TimePoint now) : patience_(patience), left_(patience), at_(now) {}
+
+  // Looks at a reader's progress, time and again; false: the frame under way has come too slowly for too long.
+  bool keeps_up(const ReadProgress& progress, TimePoint now);
+
+ private:
+  const Duration patience_;
+  Duration left_;          // of the patience with the frame under way
+  TimePoint at_;           // of the look before
+  ReadProgress progress_;  // then
+};
+
 // Reads frames from a connection, on its executor. Buffers, so that a small frame costs one system call.
 class FrameReader {
  public:
@@ -62,10 +89,12 @@ class FrameReader {
 
   // When bytes last came, whole frames or not.
   std::chrono::steady_clock::time_point last_received() const { return last_received_; }
+  ReadProgress progress() const { return {n_frames_, in_frame_, bytes_received_.load()}; }
   // From any thread.
   uint64_t bytes_received() const { return bytes_received_.load(); }
 
  private:
+  ConnectionError cut() const;
   awaitable<size_t> receive(std::span<std::byte> buffer);
   // False: the stream ended before the first byte.
   awaitable<bool> fill(std::span<std::byte> out);
@@ -73,6 +102,8 @@ class FrameReader {
 
   Connection& connection_;
   LimitFunction limits_;
+  uint64_t n_frames_ = 0;
+  bool in_frame_ = false;
   std::vector<std::byte> buffer_;
   size_t begin_ = 0, end_ = 0;  // unread part of buffer_
   std::chrono::steady_clock::time_point last_received_;

@@ -5,6 +5,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 
+#include "base/progress.h"
 #include "net/tls.h"
 
 namespace caravan::remote {
@@ -158,9 +159,14 @@ net::awaitable<void> Channel::finish(net::Duration timeout) {
 }
 
 net::awaitable<void> watch_silence(std::shared_ptr<Channel> channel, net::Duration interval, net::Duration timeout) {
+  net::FramePace pace(2 * timeout, std::chrono::steady_clock::now());
   while (!channel->closed()) {
     co_await net::sleep_for(interval);
-    const auto silence = std::chrono::steady_clock::now() - channel->last_received();
+    const auto now = std::chrono::steady_clock::now();
+    if (!pace.keeps_up(channel->progress(), now))
+      channel->abort(fmt::format("{} sends a frame more slowly than {} a second", channel->peer(),
+                                 format_bytes(net::kLeastFrameBytesPerSecond)));
+    const auto silence = now - channel->last_received();
     if (silence > timeout)
       channel->abort(fmt::format("{} missed heartbeats for {:.1f} s", channel->peer(),
                                  std::chrono::duration<double>(silence).count()));

@@ -51,6 +51,7 @@ class Channel : public std::enable_shared_from_this<Channel> {
   std::string close_reason() const;
   // On executor().
   std::chrono::steady_clock::time_point last_received() const { return reader_.last_received(); }
+  net::ReadProgress progress() const { return reader_.progress(); }
 
   // Blocks until fewer than `bytes` wait to be written; false when the channel is closed. Not on an I/O thread.
   bool wait_for_room(uint64_t bytes);
@@ -99,7 +100,8 @@ class Channel : public std::enable_shared_from_this<Channel> {
   std::atomic<uint64_t> bytes_sent_{0};
 };
 
-// Closes channel with reason when nothing has come for timeout; looks every interval. Ends with the channel.
+// Closes channel with reason when nothing has come for timeout, or when a frame dribbles and falls behind
+// (net::FramePace) by twice that; looks every interval. Ends with the channel.
 net::awaitable<void> watch_silence(std::shared_ptr<Channel> channel, net::Duration interval, net::Duration timeout);
 
 }  // namespace caravan::remote

@@ -99,6 +99,28 @@ TEST(FrameHeader, RefusesAnotherMagicFlagsAndTruncation) {
   EXPECT_THROW(parse_frame_header(magic), ProtocolError);
 }
 
+TEST(FramePace, FindsFramesThatDribble) {
+  using std::chrono::seconds;
+  const FramePace::TimePoint start{};
+  constexpr uint64_t kRate = kLeastFrameBytesPerSecond;
+  // The second of the first look that finds the frame too slow; 1000: none does. bytes(second): that have come.
+  const auto slow_at = [&](const std::function<ReadProgress(uint64_t second)>& progress) {
+    FramePace pace(seconds(10), start);
+    for (uint64_t s = 1; s < 1000; ++s)
+      if (!pace.keeps_up(progress(s), start + seconds(s))) return s;
+    return uint64_t{1000};
+  };
+  EXPECT_EQ(slow_at([](uint64_t s) { return ReadProgress{3, true, s}; }), 12u) << "a byte a second";
+  EXPECT_EQ(slow_at([](uint64_t s) { return ReadProgress{3, true, s * kRate}; }), 1000u) << "as slow as may be";
+  EXPECT_NE(slow_at([](uint64_t s) { return ReadProgress{3, true, s * kRate / 2}; }), 1000u) << "half of that";
+  EXPECT_EQ(slow_at([](uint64_t s) { return ReadProgress{3, true, s / 10 * 10 * kRate}; }), 1000u)
+      << "a link that stalls for nine seconds, time and again";
+  EXPECT_EQ(slow_at([](uint64_t s) { return ReadProgress{s / 10, true, s * 24}; }), 1000u) << "small frames";
+  EXPECT_EQ(slow_at([](uint64_t) { return ReadProgress{3, false, 1}; }), 1000u) << "between two frames";
+  EXPECT_LE(slow_at([](uint64_t s) { return ReadProgress{3, true, (uint64_t{1} << 30) + s}; }), 13u)
+      << "what came fast is no credit for later";
+}
+
 TEST(FrameReader, ReadsFramesHoweverTheBytesAreCut) {
   std::vector<std::byte> stream;
   for (const auto& frame : {encode(1, "head", "payload"), encode(2, "", ""), encode(3, "x", std::string(200000, 'p'))})
