@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "net/tls.h"
 
 namespace caravan::net {
 
@@ -129,8 +130,15 @@ awaitable<std::vector<std::byte>> FrameReader::read_growing(uint64_t size) {
 
 awaitable<std::optional<Frame>> FrameReader::read() {
   std::array<std::byte, kFrameHeaderBytes> raw;
-  const bool any = co_await fill(raw);
+  const auto begin = std::span(raw).first<kTlsAlertPrefixBytes>();
+  const bool any = co_await fill(begin);
   if (!any) co_return std::nullopt;
+  // The record is shorter than a header, so it is recognised before the rest is waited for.
+  if (n_frames_ == 0 && is_tls_alert(begin))
+    throw ConnectionError(ConnectionError::Kind::peer_needs_token,
+                          fmt::format("{} speaks TLS: it uses a token, this side has none", connection_.peer()));
+  const bool whole = co_await fill(std::span(raw).subspan<kTlsAlertPrefixBytes>());
+  if (!whole) throw cut();
   ByteReader reader(raw, "frame");
   const FrameHeader header = parse_frame_header(reader);
   check_frame_limits(header, limits_(header.type));

@@ -84,7 +84,8 @@ class FrameReader {
   FrameReader(Connection& connection, LimitFunction limits);
 
   // The next frame; nullopt when the peer has ended the stream between two frames. Memory grows with the bytes that
-  // have come, not with those announced. Throws ProtocolError (bad header, over the limit), ConnectionError.
+  // have come, not with those announced. Throws ProtocolError (bad header, over the limit), ConnectionError; among
+  // these peer_needs_token where a TLS alert comes in place of the first frame.
   awaitable<std::optional<Frame>> read();
 
   // When bytes last came, whole frames or not.

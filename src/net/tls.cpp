@@ -180,8 +180,15 @@ class TlsConnection : public Connection {
         return {Kind::peer_has_no_token, fmt::format("{}: the other side uses no token", peer_)};
       case SSL_R_WRONG_VERSION_NUMBER:
       case SSL_R_HTTP_REQUEST:
-      case SSL_R_UNSUPPORTED_PROTOCOL:
         return {Kind::peer_has_no_token, fmt::format("{}: the other side does not speak TLS", peer_)};
+      // Programs of others:
+      case SSL_R_NO_SUITABLE_SIGNATURE_ALGORITHM:  // for the certificate that a client without the key would need
+        return {Kind::token_differs, fmt::format("{}: the other side speaks TLS without the token", peer_)};
+      case SSL_R_CERTIFICATE_VERIFY_FAILED:
+        return {Kind::lost, fmt::format("{}: the other side offers a certificate in place of the token", peer_)};
+      case SSL_R_UNSUPPORTED_PROTOCOL:
+      case SSL_R_TLSV1_ALERT_PROTOCOL_VERSION:
+        return {Kind::lost, fmt::format("{}: the other side does not speak TLS 1.3", peer_)};
       default:
         return {Kind::lost, fmt::format("{}: the TLS handshake failed: {}", peer_, code.message())};
     }
@@ -285,12 +292,30 @@ awaitable<std::unique_ptr<Connection>> TlsCertificate::accept(std::unique_ptr<Tc
   return handshake(std::move(tcp), state_->context, ssl::stream_base::server, Trust::anyone, timeout);
 }
 
-awaitable<void> refuse_tls(std::unique_ptr<TcpConnection> tcp, Duration timeout) {
-  // A record of type alert (21), version 3.3, two bytes: fatal (2), unknown_psk_identity (115). RFC 8446, section 6.
-  static constexpr std::array<unsigned char, 7> kAlert{0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x73};
-  const std::array<ConstBuffer, 1> buffers{asio::buffer(kAlert)};
+namespace {
+
+constexpr unsigned char kAlertRecord = 21, kMajorVersion = 3, kFatal = 2;
+
+awaitable<void> refuse(std::unique_ptr<TcpConnection> tcp, unsigned char alert, Duration timeout) {
+  // Type, version 3.3, two bytes that follow. RFC 8446, sections 5.1 and 6.
+  const std::array<unsigned char, 7> record{kAlertRecord, kMajorVersion, 3, 0, 2, kFatal, alert};
+  const std::array<ConstBuffer, 1> buffers{asio::buffer(record)};
   co_await tcp->write(buffers);
   co_await close_gently(*tcp, timeout);
+}
+
+}  // namespace
+
+awaitable<void> refuse_tls(std::unique_ptr<TcpConnection> tcp, Duration timeout) {
+  return refuse(std::move(tcp), SSL_AD_UNKNOWN_PSK_IDENTITY, timeout);
+}
+
+awaitable<void> refuse_plaintext(std::unique_ptr<TcpConnection> tcp, Duration timeout) {
+  return refuse(std::move(tcp), SSL_AD_CERTIFICATE_REQUIRED, timeout);
+}
+
+bool is_tls_alert(std::span<const std::byte, kTlsAlertPrefixBytes> begin) {
+  return begin[0] == std::byte{kAlertRecord} && begin[1] == std::byte{kMajorVersion};
 }
 
 awaitable<void> close_gently(Connection& connection, Duration timeout) {

@@ -3,7 +3,9 @@
 // For HTTP: TLS 1.2 or 1.3 with the certificate of a server, as browsers expect.
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -62,6 +64,13 @@ inline constexpr std::byte kTlsHandshakeByte{0x16};
 // Answers a TLS client on a connection that speaks no TLS with the alert unknown_psk_identity, from which the client
 // knows that this side has no token, and closes.
 awaitable<void> refuse_tls(std::unique_ptr<TcpConnection> tcp, Duration timeout);
+// Answers a client that speaks no TLS with the alert certificate_required, from which it knows that this side has a
+// token (is_tls_alert()), and closes: nothing but TLS records leave a side that has one.
+awaitable<void> refuse_plaintext(std::unique_ptr<TcpConnection> tcp, Duration timeout);
+
+// Whether a stream that should be something else begins as a TLS alert record does: with its type and major version.
+inline constexpr size_t kTlsAlertPrefixBytes = 2;
+bool is_tls_alert(std::span<const std::byte, kTlsAlertPrefixBytes> begin);
 
 // Ends a connection so that what was written last arrives: shuts down, reads and drops until the peer ends or timeout,
 // closes. (Closing with unread input resets a TCP connection, and the peer may lose the last bytes.)

@@ -34,6 +34,9 @@ constexpr size_t kMaxPings = 64;
                                      "--rpc-token here",
                                      who),
                          RequestError::Kind::unauthorized);
+    case Kind::peer_needs_token:
+      throw RequestError(fmt::format("{} requires a token: give its --rpc-token / APP_RPC_TOKEN here, too", who),
+                         RequestError::Kind::unauthorized);
     default:
       throw net::ConnectionError(error.kind(), fmt::format("backend {}", error.what()));
   }
@@ -42,9 +45,6 @@ constexpr size_t kMaxPings = 64;
 // What a backend's Error before the end of the handshake means here.
 [[noreturn]] void throw_refusal(const std::string& who, const pb::Error& error) {
   switch (error.code()) {
-    case pb::Error::TOKEN_NEEDED:
-      throw RequestError(fmt::format("{} requires a token: give its --rpc-token / APP_RPC_TOKEN here, too", who),
-                         RequestError::Kind::unauthorized);
     case pb::Error::VERSION:
       throw NotSupportedError(fmt::format("{}: refused: {}", who, error.text()));
     default:

@@ -548,15 +548,7 @@ net::awaitable<std::unique_ptr<net::Connection>> BackendService::State::secure(
     co_return secured;
   }
   if (psk) {
-    pb::Error error;
-    error.set_code(pb::Error::TOKEN_NEEDED);
-    error.set_text("this backend requires a token");
-    const auto fixed = net::encode_frame_header(
-        {static_cast<uint16_t>(MessageType::error), 0, static_cast<uint32_t>(error.ByteSizeLong()), 0});
-    const std::string text = error.SerializeAsString();
-    const std::array<net::ConstBuffer, 2> buffers{net::asio::buffer(fixed), net::asio::buffer(text)};
-    co_await tcp->write(buffers);
-    co_await net::close_gently(*tcp, kRefusalTime);
+    co_await net::refuse_plaintext(std::move(tcp), kRefusalTime);
     throw net::ConnectionError(net::ConnectionError::Kind::peer_needs_token,
                                "refused: it uses no token, this backend requires one (--rpc-token, APP_RPC_TOKEN)");
   }

@@ -99,6 +99,25 @@ TEST(FrameHeader, RefusesAnotherMagicFlagsAndTruncation) {
   EXPECT_THROW(parse_frame_header(magic), ProtocolError);
 }
 
+TEST(FrameReader, TakesATlsAlertInPlaceOfTheFirstFrameForASideWithAToken) {
+  const std::vector<std::byte> alert = bytes_of(std::string_view("\x15\x03\x03\x00\x02\x02\x74", 7));
+  for (const size_t max_read : {size_t{1}, size_t{2}, size_t{7}}) {
+    Faults faults;
+    faults.max_read = max_read;
+    try {
+      transmit(alert, faults);
+      FAIL() << "read";
+    } catch (const ConnectionError& error) {
+      EXPECT_EQ(error.kind(), ConnectionError::Kind::peer_needs_token) << error.what();
+    }
+  }
+  // Later it is a frame with another magic.
+  std::vector<std::byte> later = encode(1, "", "");
+  later.insert(later.end(), alert.begin(), alert.end());
+  later.resize(later.size() + kFrameHeaderBytes);
+  EXPECT_THROW(transmit(later, {}), ProtocolError);
+}
+
 TEST(FramePace, FindsFramesThatDribble) {
   using std::chrono::seconds;
   const FramePace::TimePoint start{};

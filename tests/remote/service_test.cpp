@@ -506,6 +506,27 @@ TEST(Handshake, NamesTheSideThatLacksTheToken) {
   EXPECT_THROW(closed.connect(link_options("x")), RequestError);
 }
 
+TEST(Handshake, SaysNothingButATlsAlertToAPeerWithoutTheToken) {
+  BackendOptions with_token = local_options();
+  with_token.token = "a token for the test";
+  Backend backend(1 << 20, with_token);
+  net::IoThreads io(1);
+  const auto answer_to = [&](const std::string& text) {
+    const auto connection =
+        net::run_blocking(io.next_executor(), net::connect_tcp(backend.service.endpoint(), std::chrono::seconds(5)));
+    net::run_blocking(connection->executor(), connection->write_text(text));
+    std::string answer;
+    std::array<std::byte, 256> some{};
+    while (const size_t n = net::run_blocking(connection->executor(), connection->read_some(some)))
+      answer.append(reinterpret_cast<const char*>(some.data()), n);
+    return answer;
+  };
+  // Fatal, certificate_required.
+  const std::string alert("\x15\x03\x03\x00\x02\x02\x74", 7);
+  EXPECT_EQ(answer_to(HandMadeServer::hello()), alert);
+  EXPECT_EQ(answer_to("GET / HTTP/1.1\r\n\r\n"), alert);
+}
+
 TEST(Handshake, WorksOverTlsAsWithout) {
   BackendOptions with_token = local_options();
   with_token.token = "a token for the test";
