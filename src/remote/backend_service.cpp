@@ -19,6 +19,7 @@
 #include "net/tls.h"
 #include "remote/channel.h"
 #include "remote/chunk_giver.h"
+#include "remote/question_desk.h"
 #include "remote/reaper.h"
 #include "remote/slice_store.h"
 #include "remote/stage_seat.h"
@@ -56,6 +57,7 @@ class BackendService::State : public std::enable_shared_from_this<State> {
         local(options.library, options.cache),
         giver(local),
         quota(options.quota),
+        prober(options.quota.max_connections, kMaxProbesAtOnce),
         listener(io_threads, options.endpoint),
         id(random_bytes(16)),
         expiry(listener.executor()),
@@ -86,9 +88,8 @@ class BackendService::State : public std::enable_shared_from_this<State> {
   ChunkGiver giver;
   SilentPeers silent_peers;
   ConnectionQuota quota;
-  Reaper reaper;  // after the store: what it destroys returns memory to it
-  Reaper prober;  // connects to other backends, one at a time
-  std::atomic<uint32_t> n_probes{0};
+  Reaper reaper;        // after the store: what it destroys returns memory to it
+  QuestionDesk prober;  // connects to other backends, for all connections at the same time
   InletTable inlets;
   std::optional<net::TlsPsk> psk;
   net::Listener listener;
@@ -319,24 +320,24 @@ void Peer::leave_route(const std::string& reason) {
   if (inlet_) inlet_->detach(reason);
 }
 
-// On the prober's thread, so that a peer that does not answer holds nothing up.
+// On a thread of the prober, so that a backend that does not answer holds up no more than the questions of this
+// connection.
 void Peer::probe(const pb::Probe& message) {
-  if (++service_.n_probes > kMaxProbesAtOnce) {
-    --service_.n_probes;
-    throw ProtocolError(fmt::format("Probe: {} wait already", kMaxProbesAtOnce));
-  }
-  service_.prober.post([&service = service_, channel = channel_, message] {
-    pb::ProbeResult result;
-    result.set_sequence(message.sequence());
+  pb::ProbeResult result;
+  result.set_sequence(message.sequence());
+  const bool posted = service_.prober.post(channel_, [&service = service_, channel = channel_, message,
+                                                      result](const std::stop_token& stop) mutable {
     try {
-      const auto rtt = probe_peer(service.io, message.endpoint(), message.backend_id(), service.peer_options());
+      const auto rtt = probe_peer(service.io, message.endpoint(), message.backend_id(), service.peer_options(), stop);
       result.set_rtt_us(static_cast<uint32_t>(std::min<int64_t>(rtt.count(), UINT32_MAX)));
-    } catch (const Error& error) {
+    } catch (const std::exception& error) {
       result.set_error(std::string(error.what()).substr(0, 1024));
     }
-    --service.n_probes;
     channel->send(MessageType::probe_result, result);
   });
+  if (posted) return;
+  result.set_error(fmt::format("busy: {} probes of this connection wait already", kMaxProbesAtOnce));
+  channel_->send(MessageType::probe_result, result);
 }
 
 namespace {
@@ -597,6 +598,8 @@ net::awaitable<void> BackendService::State::serve([[maybe_unused]] std::shared_p
   if (peer) {
     peer->channel()->close(reason);
     peer->leave_route(reason);
+    prober.leave(peer->channel());
+    surveyor.leave(peer->channel());
     const uint64_t stale = peer->n_stale();
     const size_t n_stages = peer->release_stages(reason);
     if (greeted)
@@ -723,8 +726,8 @@ void BackendService::State::stop() {
     ended.wait(lock, [&] { return n_coroutines == 0; });
   }
   giver.stop();
-  prober.wait_for_earlier({});
-  surveyor.finish();
+  prober.stop();
+  surveyor.stop();
   reaper.wait_for_earlier({});
   store.clear();  // this object may live on a little, the host perhaps not
 }

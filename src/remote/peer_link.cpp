@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <boost/asio/post.hpp>
 #include <condition_variable>
 #include <mutex>
 
@@ -11,8 +13,10 @@
 namespace caravan::remote {
 
 std::shared_ptr<BackendLink> connect_peer(net::IoThreads& io, const std::string& endpoint,
-                                          const std::string& expected_id, const PeerOptions& options) {
+                                          const std::string& expected_id, const PeerOptions& options,
+                                          const std::stop_token& stop) {
   LinkOptions link;
+  link.stop = stop;
   link.role = LinkOptions::Role::peer;
   link.token = options.token;
   link.name = options.name;
@@ -23,16 +27,62 @@ std::shared_ptr<BackendLink> connect_peer(net::IoThreads& io, const std::string&
   return BackendLink::connect(io, net::parse_endpoint(endpoint), link);
 }
 
+namespace {
+
+// Requests stop when a time has come, unless it has gone before.
+class OnDeadline {
+ public:
+  OnDeadline(net::IoThreads& io, std::chrono::steady_clock::time_point deadline, std::stop_source stop)
+      : timer_(std::make_shared<net::asio::steady_timer>(io.next_executor(), deadline)) {
+    timer_->async_wait([stop = std::move(stop), timer = timer_](const boost::system::error_code& code) mutable {
+      if (!code) stop.request_stop();
+    });
+  }
+  ~OnDeadline() {
+    // On the timer's own executor: it is not thread-safe.
+    net::asio::post(timer_->get_executor(), [timer = timer_] { timer->cancel(); });
+  }
+  OnDeadline(const OnDeadline&) = delete;
+  OnDeadline& operator=(const OnDeadline&) = delete;
+
+ private:
+  const std::shared_ptr<net::asio::steady_timer> timer_;  // shared with its handlers
+};
+
+std::string no_answer(const std::string& endpoint, const PeerOptions& options) {
+  return fmt::format("backend {} does not answer within {:.1f} s", endpoint,
+                     std::chrono::duration<double>(options.timeout).count());
+}
+
+}  // namespace
+
 std::chrono::microseconds probe_peer(net::IoThreads& io, const std::string& endpoint, const std::string& expected_id,
-                                     const PeerOptions& options) {
-  const auto link = connect_peer(io, endpoint, expected_id, options);
-  link->refresh_memory_free(options.timeout);  // the first answer may wait for caches to warm
-  const auto start = std::chrono::steady_clock::now();
-  link->refresh_memory_free(options.timeout);
-  const auto elapsed = std::chrono::steady_clock::now() - start;
-  if (!link->alive()) throw Error(link->lost_reason());
-  if (elapsed >= options.timeout) throw Error(fmt::format("backend {} does not answer", endpoint));
-  return std::chrono::duration_cast<std::chrono::microseconds>(elapsed);
+                                     const PeerOptions& options, const std::stop_token& stop) {
+  using Clock = std::chrono::steady_clock;
+  const auto deadline = Clock::now() + options.timeout;
+  const auto link = [&] {
+    // Each part of connecting may take options.timeout; all of it together no longer either.
+    std::stop_source give_up;
+    const std::stop_callback on_stop(stop, [&] { give_up.request_stop(); });
+    const OnDeadline on_deadline(io, deadline, give_up);
+    try {
+      return connect_peer(io, endpoint, expected_id, options, give_up.get_token());
+    } catch (const Error&) {
+      if (!give_up.stop_requested() || stop.stop_requested()) throw;
+      throw Error(no_answer(endpoint, options));
+    }
+  }();
+  const std::stop_callback on_stop(stop, [&] { link->close(); });
+  const auto ask = [&] {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+    if (link->ask(std::max(left, std::chrono::milliseconds(0)))) return;
+    const std::string reason = link->lost_reason();
+    throw Error(reason.empty() ? no_answer(endpoint, options) : reason);
+  };
+  ask();  // the first answer may wait for caches to warm
+  const auto start = Clock::now();
+  ask();
+  return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start);
 }
 
 // Waits for Attached. Shared with the link, which may be delivering to it.

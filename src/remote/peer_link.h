@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <stop_token>
 #include <string>
 
 #include "net/io.h"
@@ -25,14 +26,16 @@ struct PeerOptions {
 };
 
 // Connects to the backend at endpoint ("host:port") as a peer; blocks. expected_id: who must be found there.
-// Throws Error (see BackendLink::connect), RequestError for an endpoint that is none.
+// Throws Error (see BackendLink::connect), RequestError for an endpoint that is none, Error soon after stop is
+// requested.
 std::shared_ptr<BackendLink> connect_peer(net::IoThreads& io, const std::string& endpoint,
-                                          const std::string& expected_id, const PeerOptions& options);
+                                          const std::string& expected_id, const PeerOptions& options,
+                                          const std::stop_token& stop = {});
 
-// Connects to a backend and measures the round trip of a small message; blocks, three times options.timeout at most.
-// Throws as connect_peer(), and Error when no answer comes.
+// Connects to a backend and measures the round trip of a small message; blocks, for options.timeout at most.
+// Throws as connect_peer(), and Error when no answer comes or stop is requested, soon after.
 std::chrono::microseconds probe_peer(net::IoThreads& io, const std::string& endpoint, const std::string& expected_id,
-                                     const PeerOptions& options);
+                                     const PeerOptions& options, const std::stop_token& stop);
 
 // The way from a stage to the next one, for one session and epoch.
 class PeerLink {

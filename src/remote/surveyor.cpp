@@ -14,7 +14,6 @@ namespace caravan::remote {
 
 namespace {
 
-constexpr uint32_t kMaxWaiting = 16;
 // Weights that are read from less memory than this are read from the processor's cache.
 constexpr uint64_t kLeastProfileBytes = uint64_t{32} << 20;
 // Larger layers would take too long to fill.
@@ -35,53 +34,57 @@ std::string machine_name() {
 
 Surveyor::Surveyor(SliceHost& host, SliceStore& store, const weights::ChunkCache* cache,
                    std::function<uint64_t()> n_batches)
-    : host_(host), store_(store), cache_(cache), n_batches_(std::move(n_batches)), profiles_(host.devices().size()) {}
+    : host_(host),
+      store_(store),
+      cache_(cache),
+      n_batches_(std::move(n_batches)),
+      profiles_(host.devices().size()),
+      desk_(1, kMaxSurveysAtOnce) {}
 
 void Surveyor::check(uint32_t device, std::string_view message) const {
   if (device >= profiles_.size()) throw ProtocolError(fmt::format("{}: there is no device {}", message, device));
 }
 
-// Sends, later, what answer() returns.
-template <typename Answer>
-void Surveyor::post_answer(MessageType type, std::shared_ptr<Channel> channel, Answer answer) {
-  if (++n_waiting_ > kMaxWaiting) {
-    --n_waiting_;
-    throw ProtocolError(fmt::format("Survey: {} wait already", kMaxWaiting));
-  }
-  thread_.post([this, type, channel = std::move(channel), answer = std::move(answer)] {
-    if (!channel->closed()) channel->send(type, answer());
-    --n_waiting_;
-  });
+// Sends, later, the Result that answer() returns.
+template <typename Result, typename Answer>
+void Surveyor::post_answer(MessageType type, const std::shared_ptr<Channel>& channel, uint64_t sequence,
+                           Answer answer) {
+  const auto send = [type, channel, sequence](Result result) {
+    result.set_sequence(sequence);
+    channel->send(type, result);
+  };
+  if (desk_.post(channel, [send, answer = std::move(answer)](const std::stop_token& stop) { send(answer(stop)); }))
+    return;
+  Result busy;
+  busy.set_error(fmt::format("busy: {} surveys of this connection wait already", kMaxSurveysAtOnce));
+  send(std::move(busy));
 }
 
-void Surveyor::post(const pb::Survey& message, std::shared_ptr<Channel> channel) {
+void Surveyor::post(const pb::Survey& message, const std::shared_ptr<Channel>& channel) {
   check(message.device(), "Survey");
   if (static_cast<uint32_t>(message.types_size()) > kMaxSurveyTypes)
     throw ProtocolError(
         fmt::format("Survey: {} types, at most {} are answered", message.types_size(), kMaxSurveyTypes));
-  post_answer(MessageType::survey_result, std::move(channel), [this, message] { return survey(message); });
+  post_answer<pb::SurveyResult>(MessageType::survey_result, channel, message.sequence(),
+                                [this, message](const std::stop_token& stop) { return survey(message, stop); });
 }
 
 void Surveyor::post(const pb::SurveyLayer& message, std::span<const std::byte> payload,
-                    std::shared_ptr<Channel> channel) {
+                    const std::shared_ptr<Channel>& channel) {
   check(message.layer().device(), "SurveyLayer");
   auto sample = std::make_shared<stage::LoadRequest>(decode_load(message.layer(), payload, channel->peer()));
   ByteWriter description;
   description.write_string(message.layer().SerializeAsString());
   description.write_bytes(payload);
-  post_answer(MessageType::survey_layer_result, std::move(channel),
-              [this, sequence = message.sequence(), device = message.layer().device(), key = sha256(description.data()),
-               sample = std::move(sample)] {
-                pb::SurveyLayerResult result = survey_layer(device, key, *sample);
-                result.set_sequence(sequence);
-                return result;
-              });
+  post_answer<pb::SurveyLayerResult>(
+      MessageType::survey_layer_result, channel, message.sequence(),
+      [this, device = message.layer().device(), key = sha256(description.data()),
+       sample = std::move(sample)](const std::stop_token&) { return survey_layer(device, key, *sample); });
 }
 
 // On the thread.
-pb::SurveyResult Surveyor::survey(const pb::Survey& message) {
+pb::SurveyResult Surveyor::survey(const pb::Survey& message, const std::stop_token& stop) {
   pb::SurveyResult result;
-  result.set_sequence(message.sequence());
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   result.set_clock_ms(static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count()));
   if (cache_ != nullptr)
@@ -104,7 +107,10 @@ pb::SurveyResult Surveyor::survey(const pb::Survey& message) {
         throw ResourceError("too little memory is free to measure how fast this machine computes");
       const uint64_t before = n_batches_();
       const SliceStore::Lease lease = store_.reserve(message.device(), {0, 0, bytes}, Digest());
-      host_.measure(message.device(), types, bytes, profile);
+      for (const tensor::DType& type : types) {
+        if (stop.stop_requested()) throw Error("given up");
+        if (!profile.matrices.contains(type)) host_.measure(message.device(), {&type, 1}, bytes, profile);
+      }
       if (n_batches_() == before) profiles_[message.device()] = profile;
       for (const tensor::DType type : types)
         spdlog::debug("{}: reads {:.1f} GB/s, multiplies {:.0f} Gop/s", tensor::dtype_name(type),

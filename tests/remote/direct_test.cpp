@@ -511,6 +511,78 @@ TEST(Probes, TellWhetherOneBackendReachesAnother) {
   }
 }
 
+// Takes connections, and nothing that is sent on them.
+class BlackHole {
+ public:
+  explicit BlackHole(net::IoThreads& io) : listener_(io, {"127.0.0.1", 0}) {}
+  std::string address() const { return listener_.endpoint().text(); }
+
+ private:
+  net::Listener listener_;  // the system accepts for it
+};
+
+// A server that asks as much as it can.
+class AskingServer : public HandMadeServer {
+ public:
+  explicit AskingServer(Backend& backend) : HandMadeServer(backend.io, backend.service.endpoint()) { greet(); }
+  void probe(const std::string& endpoint, int n) {
+    for (int i = 0; i < n; ++i) {
+      pb::Probe message;
+      message.set_sequence(++sequence_);
+      message.set_endpoint(endpoint);
+      message.set_backend_id("somebody else's!");
+      send(MessageType::probe, message);
+    }
+  }
+  std::optional<pb::ProbeResult> next_result() {
+    while (const auto frame = read())
+      if (frame->type == static_cast<uint16_t>(MessageType::probe_result)) return parse_header<pb::ProbeResult>(*frame);
+    return std::nullopt;
+  }
+
+ private:
+  uint64_t sequence_ = 0;
+};
+
+TEST(Probes, OfOnePeerHoldUpNoOther) {
+  Chain chain(2);
+  BlackHole hole(chain.backends[0]->io);
+  std::vector<std::unique_ptr<AskingServer>> hostile;
+  for (int i = 0; i < 4; ++i) {
+    hostile.push_back(std::make_unique<AskingServer>(*chain.backends[0]));
+    hostile[i]->probe(hole.address(), kMaxProbesAtOnce + 4);
+  }
+  for (const auto& server : hostile)
+    for (int i = 0; i < 4; ++i) {
+      const auto result = server->next_result();
+      ASSERT_TRUE(result) << "cut off";
+      EXPECT_EQ(result->error(), "busy: 16 probes of this connection wait already");
+      EXPECT_EQ(result->sequence(), kMaxProbesAtOnce + 1 + i);
+    }
+  // Those that wait take half a minute and more; a server waits for two and a half seconds.
+  const stage::PeerRoute other = chain.stages[1]->address();
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_GT(chain.links[0]->probe(other.endpoint, other.backend_id, 10s).count(), 0);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 8s);
+  for (const auto& server : hostile) {
+    const auto result = server->next_result();
+    ASSERT_TRUE(result) << "cut off";
+    EXPECT_NE(result->error().find("does not answer"), std::string::npos) << result->error();
+  }
+}
+
+TEST(Probes, AreGivenUpByABackendThatStops) {
+  Backend backend;
+  BlackHole hole(backend.io);
+  AskingServer server(backend);
+  server.probe(hole.address(), kMaxProbesAtOnce + 1);
+  ASSERT_TRUE(server.next_result()) << "the one too many is answered when the others have been posted";
+  const auto start = std::chrono::steady_clock::now();
+  backend.service.stop();
+  // All of them would take 32 s.
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 20s);
+}
+
 TEST(Probes, FindABackendWhereItSaysItIs) {
   BackendOptions options = local_options();
   options.advertise = "inner.example:50052";

@@ -212,6 +212,7 @@ class FakeHost : public SliceHost {
   void measure(size_t, std::span<const tensor::DType> types, uint64_t most_bytes,
                stage::DeviceProfile& profile) override {
     ++n_measured;
+    measure_gate.pass();
     EXPECT_LE(most_bytes, memory_bytes_);
     for (const tensor::DType type : types) profile.matrices[type] = {1e9, 1e10};
     profile.cache_bytes_per_s = 1e9;
@@ -227,7 +228,7 @@ class FakeHost : public SliceHost {
   }
 
   std::atomic<int> n_measured{0};
-  Gate gate, load_gate;  // of steps, of loads
+  Gate gate, load_gate, measure_gate;  // of steps, of loads, of measurements
   std::atomic<int> n_stages{0}, n_weights{0}, n_loads{0};
 
  private:

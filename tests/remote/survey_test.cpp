@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <future>
 #include <limits>
 
 #include "remote/surveyor.h"
@@ -30,10 +31,10 @@ TEST(Survey, MeasuresEachTypeOnce) {
   EXPECT_TRUE(first.problems.empty());
   EXPECT_EQ(link->survey(0, kTypes, 5s).profile, first.profile);
   EXPECT_EQ(backend.connect()->survey(0, kTypes, 5s).profile, first.profile);
-  EXPECT_EQ(backend.host.n_measured, 1);
+  EXPECT_EQ(backend.host.n_measured, 2);
   const DType another[] = {DType::q8_0};
   EXPECT_EQ(link->survey(0, another, 5s).profile->matrices.size(), 3u);
-  EXPECT_EQ(backend.host.n_measured, 2);
+  EXPECT_EQ(backend.host.n_measured, 3);
   EXPECT_EQ(backend.memory_free(), kEnough);
 }
 
@@ -52,6 +53,56 @@ TEST(Survey, SaysWhyThereAreNoSpeeds) {
   EXPECT_FALSE(survey.profile);
   EXPECT_NE(survey.error.find("too little memory"), std::string::npos);
   EXPECT_TRUE(link->alive());
+}
+
+// A server made by hand that asks how fast the device is at a type.
+class AskingServer : public testing::HandMadeServer {
+ public:
+  explicit AskingServer(Backend& backend) : HandMadeServer(backend.io, backend.service.endpoint()) { greet(); }
+  void ask(uint64_t sequence) {
+    pb::Survey message;
+    message.set_sequence(sequence);
+    message.add_types(static_cast<uint32_t>(DType::q4_0));
+    send(MessageType::survey, message);
+  }
+  pb::SurveyResult next_result() {
+    while (const auto frame = read())
+      if (frame->type == static_cast<uint16_t>(MessageType::survey_result))
+        return parse_header<pb::SurveyResult>(*frame);
+    ADD_FAILURE() << "cut off";
+    return {};
+  }
+};
+
+TEST(Survey, GivesConnectionsTurnsAndTellsThoseThatAskTooMuch) {
+  Backend backend(kEnough);
+  backend.host.measure_gate.close();
+  AskingServer hostile(backend), honest(backend);
+  for (uint64_t i = 1; i <= kMaxSurveysAtOnce + 3; ++i) hostile.ask(i);
+  for (uint64_t i = 1; i <= 3; ++i) {
+    const pb::SurveyResult result = hostile.next_result();
+    EXPECT_EQ(result.sequence(), kMaxSurveysAtOnce + i);
+    EXPECT_EQ(result.error(), "busy: 4 surveys of this connection wait already");
+  }
+  backend.host.measure_gate.wait_for_visitor();
+  honest.ask(77);
+  EXPECT_TRUE(testing::eventually([&] { return backend.service.status().n_connections == 2; }));
+  backend.host.measure_gate.open();
+  EXPECT_EQ(honest.next_result().error(), "");
+  for (uint64_t i = 1; i <= kMaxSurveysAtOnce; ++i) EXPECT_EQ(hostile.next_result().sequence(), i);
+}
+
+TEST(Survey, IsGivenUpByABackendThatStops) {
+  Backend backend(kEnough);
+  backend.host.measure_gate.close();
+  AskingServer server(backend);
+  for (uint64_t i = 1; i <= kMaxSurveysAtOnce; ++i) server.ask(i);
+  backend.host.measure_gate.wait_for_visitor();
+  auto stopping = std::async(std::launch::async, [&] { backend.service.stop(); });
+  EXPECT_TRUE(testing::eventually([&] { return backend.service.status().n_connections == 0; }));
+  backend.host.measure_gate.open();
+  stopping.get();
+  EXPECT_EQ(backend.host.n_measured, 1);
 }
 
 TEST(Survey, OfADeviceThatIsNotThereEndsTheConnection) {
