@@ -61,8 +61,8 @@ inline std::string what_of(const std::function<void()>& action) {
 // A peer that speaks the protocol by hand.
 class HandMadeServer {
  public:
-  HandMadeServer(net::IoThreads& io, const net::Endpoint& endpoint)
-      : connection_(net::run_blocking(io.next_executor(), net::connect_tcp(endpoint, std::chrono::seconds(5)))),
+  HandMadeServer(net::IoThreads& io, const net::Endpoint& endpoint, const std::string& token = "")
+      : connection_(net::run_blocking(io.next_executor(), connect(endpoint, token))),
         reader_(*connection_, [](uint16_t) { return net::FrameLimits{1 << 20, 1 << 20}; }) {}
   ~HandMadeServer() { close(); }
 
@@ -121,7 +121,15 @@ class HandMadeServer {
   void finish() { net::run_blocking(connection_->executor(), connection_->shutdown()); }
 
  private:
-  std::unique_ptr<net::TcpConnection> connection_;
+  static net::awaitable<std::unique_ptr<net::Connection>> connect(net::Endpoint endpoint, std::string token) {
+    std::unique_ptr<net::TcpConnection> tcp = co_await net::connect_tcp(endpoint, std::chrono::seconds(5));
+    if (token.empty()) co_return tcp;
+    const net::TlsPsk psk(token);
+    std::unique_ptr<net::Connection> secured = co_await psk.connect(std::move(tcp), std::chrono::seconds(5));
+    co_return secured;
+  }
+
+  std::unique_ptr<net::Connection> connection_;
   net::FrameReader reader_;
 };
 
