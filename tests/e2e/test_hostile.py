@@ -1,17 +1,23 @@
-"""Peers that shake hands as they should and then misbehave: the backend goes on serving everybody else."""
+"""Peers that shake hands as they should and then misbehave: the backend goes on serving everybody else. Without a token, and over TLS
+with it."""
 
+import hashlib
+import hmac
 import os
+import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 import unittest
 
-from harness import Backend, ClusterTest, Server, Stream
+from harness import TOKEN, Backend, ClusterTest, Server, Stream
 
 PROTOCOL_MAJOR = 2
 PROMPT = "Once upon a time there was a fox named Lily."
 HELLO, HEARTBEAT, RESERVE, LOAD_SLICE, WANT_CHUNKS, CHUNK, OPEN_SESSION, FORWARD, UNLOAD = 1, 4, 6, 8, 10, 11, 13, 15, 17
+PROBE, PROBE_RESULT = 21, 22
 
 
 def varint(n):
@@ -39,17 +45,43 @@ def frame(kind, header=b"", payload=b"", header_bytes=None, payload_bytes=None):
                        len(payload) if payload_bytes is None else payload_bytes) + header + payload
 
 
+def key_of(token):
+    """The pre-shared key of a token: HKDF-SHA256 (RFC 5869) without salt."""
+    secret = hmac.new(bytes(32), token.encode(), hashlib.sha256).digest()
+    return hmac.new(secret, b"caravan rpc psk 1\x01", hashlib.sha256).digest()
+
+
+def open_tls(port, token):
+    """A socket whose bytes the openssl program carries over TLS with the token."""
+    near, far = socket.socketpair()
+    process = subprocess.Popen(["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_3", "-psk_identity", "caravan-rpc-1",
+                                "-psk", key_of(token).hex(), "-quiet", "-nocommands"], stdin=far, stdout=far, stderr=subprocess.DEVNULL)
+    far.close()
+    near.settimeout(10)
+    return near, process
+
+
 class Peer:
     """A connection past its hello."""
 
-    def __init__(self, port, greets=True):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-        if greets:
-            self.socket.sendall(frame(HELLO, message(f1=PROTOCOL_MAJOR)))
-            head = self.socket.recv(20, socket.MSG_WAITALL)
-            _, kind, _, header_bytes, _ = struct.unpack("<4sHHIQ", head)
-            assert kind == 2, kind
-            self.socket.recv(header_bytes, socket.MSG_WAITALL)
+    def __init__(self, port, token=None):
+        self.process = None
+        if token:
+            self.socket, self.process = open_tls(port, token)
+        else:
+            self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket.sendall(frame(HELLO, message(f1=PROTOCOL_MAJOR)))
+        assert self.read()[0] == 2
+
+    def read(self):
+        """(type, header) of the next frame."""
+        head = self.socket.recv(20, socket.MSG_WAITALL)
+        assert len(head) == 20, head
+        _, kind, _, header_bytes, payload_bytes = struct.unpack("<4sHHIQ", head)
+        header = self.socket.recv(header_bytes, socket.MSG_WAITALL) if header_bytes else b""
+        for _ in range(payload_bytes):
+            self.socket.recv(1)
+        return kind, header
 
     def send(self, data):
         try:
@@ -70,6 +102,9 @@ class Peer:
 
     def close(self):
         self.socket.close()
+        if self.process:
+            self.process.kill()
+            self.process.wait()
 
 
 SLICE = message(f1=0, f2=1, f3=1, f4=1)
@@ -97,10 +132,27 @@ ATTACKS = {
 }
 
 
+# Frames that end in the middle: of what they are made of.
+HALVES = {
+    "nothing but the magic": frame(LOAD_SLICE, payload_bytes=1 << 20)[:4],
+    "half a frame header": frame(LOAD_SLICE, payload_bytes=1 << 20)[:13],
+    "no message header": frame(LOAD_SLICE, header_bytes=1 << 10),
+    "half a message header": frame(LOAD_SLICE, message(f1=1, f3=SLICE), header_bytes=1 << 10),
+    "all but a byte of a message header": frame(HEARTBEAT, message(f1=300))[:-1],
+    "no payload": frame(LOAD_SLICE, message(f1=1, f3=SLICE), payload_bytes=1 << 20),
+    "half a payload": frame(LOAD_SLICE, message(f1=1, f3=SLICE), bytes(1 << 19), payload_bytes=1 << 20),
+    "all but a byte of a payload": frame(LOAD_SLICE, message(f1=1, f3=SLICE), bytes(1 << 20))[:-1],
+    "half a chunk": frame(CHUNK, message(f1=1, f2=bytes(32)), bytes(1 << 20), payload_bytes=4 << 20),
+    "half a layer to measure": frame(33, message(f1=1, f2=message(f3=SLICE)), bytes(1 << 10), payload_bytes=1 << 20),
+}
+
+
 class HostilePeers(ClusterTest):
+    token = None
+
     def setUp(self):
-        self.backend = self.start(Backend, token=None)
-        self.server = self.start(Server, [self.backend], token=None, extra=("-c", 1024))
+        self.backend = self.start(Backend, token=self.token)
+        self.server = self.start(Server, [self.backend], token=self.token, extra=("-c", 1024))
         self.expected = self.server.complete(PROMPT, n_predict=200, ignore_eos=True)["content"]
 
     def unharmed_during(self, attack):
@@ -126,12 +178,17 @@ class HostilePeers(ClusterTest):
         self.assertTrue(self.backend.alive(), self.backend.log)
         self.assertEqual(self.server.complete(PROMPT, n_predict=200, ignore_eos=True)["content"], self.expected)
 
+    def connect(self):
+        peer = Peer(self.backend.port, self.token)
+        self.addCleanup(peer.close)
+        return peer
+
     def test_wrong_messages_end_only_the_connection_they_came_on(self):
         survived = []
 
         def attack():
             for name, data in ATTACKS.items():
-                peer = Peer(self.backend.port)
+                peer = self.connect()
                 peer.send(data)
                 if not peer.is_refused():
                     survived.append(name)
@@ -142,18 +199,18 @@ class HostilePeers(ClusterTest):
 
     def test_half_frames_and_silent_peers_are_dropped(self):
         def attack():
-            peers = []
-            for data in ATTACKS.values():
-                peers.append(Peer(self.backend.port))
-                peers[-1].send(frame(LOAD_SLICE, payload_bytes=1 << 20)[: 10 + len(data) % 10])
-            for peer in peers:
-                self.assertTrue(peer.is_refused(), "a peer that stopped in a frame was waited for")
+            peers = {}
+            for name, data in HALVES.items():
+                peers[name] = self.connect()
+                peers[name].send(data)
+            for name, peer in peers.items():
+                self.assertTrue(peer.is_refused(), f"a peer that stopped in a frame was waited for: {name}")
 
         self.unharmed_during(attack)
 
     def test_floods_harm_nobody_else(self):
         def attack():
-            peers = [Peer(self.backend.port) for _ in range(3)]
+            peers = [self.connect() for _ in range(3)]
             deadline = time.monotonic() + 3
             digest = bytes(32)
             flood = [frame(HEARTBEAT, message(f1=1)) * 2000,
@@ -170,6 +227,21 @@ class HostilePeers(ClusterTest):
 
         self.unharmed_during(attack)
 
+    def test_probes_of_one_peer_hold_up_no_other_and_end_with_the_backend(self):
+        with socket.create_server(("127.0.0.1", 0), backlog=128) as hole:  # takes connections, and says nothing
+            probe = message(f1=1, f2=f"127.0.0.1:{hole.getsockname()[1]}".encode(), f3=bytes(16))
+            hostile = [self.connect() for _ in range(4)]
+            for peer in hostile:
+                peer.send(frame(PROBE, probe) * 20)
+                for _ in range(4):
+                    kind, header = peer.read()
+                    self.assertEqual((kind, b"busy" in header), (PROBE_RESULT, True))
+            honest = self.connect()
+            honest.send(frame(PROBE, message(f1=2, f2=b"127.0.0.1:1", f3=bytes(16))))
+            kind, header = honest.read()
+            self.assertEqual((kind, b"refused" in header), (PROBE_RESULT, True), header)
+            self.assertEqual(self.backend.stop(20), 0, "those of each peer would take half a minute")
+
     def test_many_connections_without_a_word_keep_nobody_out_for_long(self):
         connections = []
 
@@ -183,9 +255,14 @@ class HostilePeers(ClusterTest):
         self.unharmed_during(attack)
         self.assertGreater(len(connections), 100)
         # They are still open on this side; the backend has let go of them, or does so when their time is over.
-        self.assertTrue(self.start(Server, [self.backend], token=None).complete("Hello")["content"])
+        self.assertTrue(self.start(Server, [self.backend], token=self.token).complete("Hello")["content"])
         for connection in connections:
             connection.close()
+
+
+@unittest.skipUnless(shutil.which("openssl"), "there is no openssl program")
+class HostilePeersWithTheToken(HostilePeers):
+    token = TOKEN
 
 
 if __name__ == "__main__":
