@@ -116,10 +116,11 @@ class PeerLink::Answers : public BackendLink::Listener {
 };
 
 std::unique_ptr<PeerLink> PeerLink::attach(net::IoThreads& io, const stage::PeerRoute& route, uint64_t session,
-                                           uint64_t epoch, const PeerOptions& options,
+                                           uint64_t epoch, const PeerOptions& options, const std::stop_token& stop,
                                            std::function<void(const std::string& reason)> on_lost) {
   std::unique_ptr<PeerLink> peer(
-      new PeerLink(connect_peer(io, route.endpoint, route.backend_id, options), route.stage));
+      new PeerLink(connect_peer(io, route.endpoint, route.backend_id, options, stop), route.stage));
+  const std::stop_callback on_stop(stop, [link = peer->link_] { link->close(); });
   const auto answers = std::make_shared<Answers>();
   peer->link_->attach(answers, route.stage);
   pb::Attach message;

@@ -42,9 +42,9 @@ class PeerLink {
  public:
   // Connects to the backend of the next stage and attaches to the route that has the key; blocks. on_lost is called at
   // most once, from an I/O thread, when the link ends later other than by the destructor. Throws Error naming the
-  // backend and the cause.
+  // backend and the cause, or soon after stop is requested.
   static std::unique_ptr<PeerLink> attach(net::IoThreads& io, const stage::PeerRoute& route, uint64_t session,
-                                          uint64_t epoch, const PeerOptions& options,
+                                          uint64_t epoch, const PeerOptions& options, const std::stop_token& stop,
                                           std::function<void(const std::string& reason)> on_lost);
   // Closes.
   ~PeerLink();

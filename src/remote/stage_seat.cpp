@@ -319,7 +319,7 @@ void StageSeat::connect_neighbours(const pb::OpenSession& message) {
     lost.set_session(message.session());
     lost.set_epoch(message.epoch());
     outlet = PeerLink::attach(context_.io, {output.endpoint(), output.backend_id(), output.stage(), output.key()},
-                              message.session(), message.epoch(), context_.peers,
+                              message.session(), message.epoch(), context_.peers, thread_.get_stop_token(),
                               [channel = channel_, n_lost = n_hops_lost_, lost](const std::string& reason) mutable {
                                 ++*n_lost;
                                 lost.set_text(reason.substr(0, 16 << 10));

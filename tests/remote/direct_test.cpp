@@ -5,6 +5,7 @@
 #include <future>
 
 #include "remote/inlet.h"
+#include "remote/peer_link.h"
 #include "service_support.h"
 
 namespace caravan::remote {
@@ -520,6 +521,23 @@ class BlackHole {
  private:
   net::Listener listener_;  // the system accepts for it
 };
+
+TEST(DirectHops, AreGivenUpWhenTheirStageGoes) {
+  net::IoThreads io(1);
+  BlackHole hole(io);
+  PeerOptions options;
+  options.timeout = 120s;
+  std::stop_source stop;
+  auto attaching = std::async(std::launch::async, [&] {
+    return what_of([&] {
+      PeerLink::attach(io, {hole.address(), "somebody else's!", 1, make_route_key()}, kSession, 1, options,
+                       stop.get_token(), {});
+    });
+  });
+  stop.request_stop();
+  ASSERT_EQ(attaching.wait_for(60s), std::future_status::ready);
+  EXPECT_NE(attaching.get(), "");
+}
 
 // A server that asks as much as it can.
 class AskingServer : public HandMadeServer {
