@@ -69,7 +69,10 @@ class BackendService::State : public std::enable_shared_from_this<State> {
 
   net::awaitable<void> accept_loop(std::shared_ptr<State> self);
   net::awaitable<void> expire_loop(std::shared_ptr<State> self);
-  net::awaitable<void> serve(std::shared_ptr<State> self, std::unique_ptr<net::TcpConnection> tcp);
+  // Whether a connection may shake hands; why not is logged. A coroutine must follow where it may.
+  bool begin(const std::string& peer);
+  net::awaitable<void> serve(std::shared_ptr<State> self, std::string name,
+                             net::awaitable<std::unique_ptr<net::Connection>> secured);
   net::awaitable<std::unique_ptr<net::Connection>> secure(std::unique_ptr<net::TcpConnection> tcp);
   void log_refusal(const std::string& peer, const std::string& reason);
   std::chrono::milliseconds handshake_timeout() const;
@@ -561,14 +564,13 @@ net::awaitable<std::unique_ptr<net::Connection>> BackendService::State::secure(
   co_return tcp;
 }
 
-net::awaitable<void> BackendService::State::serve([[maybe_unused]] std::shared_ptr<State> self,
-                                                  std::unique_ptr<net::TcpConnection> tcp) {
-  const std::string name = tcp->peer();
+net::awaitable<void> BackendService::State::serve([[maybe_unused]] std::shared_ptr<State> self, std::string name,
+                                                  net::awaitable<std::unique_ptr<net::Connection>> secured) {
   std::shared_ptr<Peer> peer;
   bool greeted = false;
   std::string reason;
   try {
-    std::unique_ptr<net::Connection> connection = co_await secure(std::move(tcp));
+    std::unique_ptr<net::Connection> connection = co_await std::move(secured);
     net::Connection& raw = *connection;
     peer = std::make_shared<Peer>(*this, std::move(connection));
     peer->channel()->start();
@@ -620,28 +622,32 @@ net::awaitable<void> BackendService::State::serve([[maybe_unused]] std::shared_p
   }
 }
 
+bool BackendService::State::begin(const std::string& peer) {
+  std::string full;
+  {
+    const std::lock_guard lock(mutex);
+    ++n_accepted;
+    full = stopping ? "the backend stops" : quota.begin(quota_address(peer));
+    if (full.empty())
+      ++n_coroutines;
+    else
+      ++n_refused;
+  }
+  if (!full.empty()) log_refusal(peer, full);
+  return full.empty();
+}
+
 net::awaitable<void> BackendService::State::accept_loop(std::shared_ptr<State> self) {
   while (true) {
     std::unique_ptr<net::TcpConnection> tcp = co_await listener.accept();
     if (!tcp) break;
-    std::string full;
-    {
-      const std::lock_guard lock(mutex);
-      ++n_accepted;
-      full = stopping ? "the backend stops" : quota.begin(quota_address(tcp->peer()));
-      if (full.empty())
-        ++n_coroutines;
-      else
-        ++n_refused;
-    }
-    const net::Executor executor = tcp->executor();
-    if (!full.empty()) {
-      log_refusal(tcp->peer(), full);
+    if (!begin(tcp->peer())) {
       tcp->close();
       continue;
     }
-    std::string name = "serving " + tcp->peer();
-    net::spawn(executor, std::move(name), serve(self, std::move(tcp)));
+    const net::Executor executor = tcp->executor();
+    const std::string peer = tcp->peer();
+    net::spawn(executor, "serving " + peer, serve(self, peer, secure(std::move(tcp))));
   }
   const std::lock_guard lock(mutex);
   --n_coroutines;
@@ -754,6 +760,16 @@ BackendService::BackendService(net::IoThreads& io, SliceHost& host, BackendOptio
 }
 
 BackendService::~BackendService() { stop(); }
+
+void BackendService::serve(std::unique_ptr<net::Connection> connection) {
+  const auto as_it_is = [](std::unique_ptr<net::Connection> c) -> net::awaitable<std::unique_ptr<net::Connection>> {
+    co_return c;
+  };
+  const net::Executor executor = connection->executor();
+  const std::string peer = connection->peer();
+  if (state_->begin(peer))
+    net::spawn(executor, "serving " + peer, state_->serve(state_, peer, as_it_is(std::move(connection))));
+}
 
 const net::Endpoint& BackendService::endpoint() const { return state_->listener.endpoint(); }
 BackendStatus BackendService::status() const { return state_->status(); }

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 
+#include "net/connection.h"
 #include "net/endpoint.h"
 #include "remote/activity.h"
 #include "remote/connection_quota.h"
@@ -59,6 +60,9 @@ class BackendService {
   // Stops.
   ~BackendService();
 
+  // Serves a connection that somebody else has accepted, as one without TLS whatever the token: for tests. Returns at
+  // once.
+  void serve(std::unique_ptr<net::Connection> connection);
   // With the port that was bound.
   const net::Endpoint& endpoint() const;
   BackendStatus status() const;
