@@ -263,7 +263,7 @@ class Bench:
             for name in (near, far):
                 subprocess.run(["ip", "netns", "add", name], check=True)
                 subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
-            emulator = subprocess.Popen([self.arguments.netemu, near, "10.88.0.1/24", far, "10.88.0.2/24", "0.1", "0", "1000", "0"],
+            emulator = subprocess.Popen([self.arguments.netemu, near, "10.88.0.1/24", far, "10.88.0.2/24", "0.13", "0", "1000", "0"],
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(1)
             print(f"link: round trip {round_trip_ms(near, far, '10.88.0.2'):.2f} ms", flush=True)

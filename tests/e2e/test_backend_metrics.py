@@ -38,6 +38,8 @@ class BackendMetrics(ClusterTest):
         self.assertEqual((before["caravan_stages"], before["caravan_tickets_total"]), (0, 0))
         server = self.start(Server, [backend])
         server.complete("Once upon a time")
+        self.wait_until(lambda: any(key.startswith("caravan_stage_server_rtt_seconds") and value > 0
+                                    for key, value in self.metrics(port).items()))
         during = self.metrics(port)
         self.assertEqual((during["caravan_connections"], during["caravan_stages"]), (1, 1))
         self.assertGreater(during["caravan_tickets_total"], 10)
@@ -48,9 +50,10 @@ class BackendMetrics(ClusterTest):
         for key in stages:
             self.assertRegex(key, r'\{peer="127\.0\.0\.1:\d+",stage="1",layers="0-5"\}$')
         stages = {key.removeprefix("caravan_stage_").split("{")[0]: value for key, value in stages.items()}
-        self.assertEqual(stages.pop("queue"), 0)
+        for name in ("queue", "tickets_failed_total", "next_rtt_seconds"):
+            self.assertEqual(stages.pop(name), 0, name)
         self.assertEqual(set(stages), {"compute_seconds_total", "tickets_total", "received_bytes_total", "sent_bytes_total", "weights_bytes",
-                                       "kv_cache_bytes"})
+                                       "kv_cache_bytes", "server_rtt_seconds"})
         for name, value in stages.items():
             self.assertGreater(value, 0, name)
         # It is the only stage.
@@ -67,6 +70,7 @@ class BackendMetrics(ClusterTest):
                             ("backend_sent_bytes_total", r"[1-9]\d{6}"), ("backend_received_bytes_total", r"[1-9]\d{3}")):
             self.assertRegex(text, rf"llamacpp:{name}{label} {value}")
         self.assertRegex(text, r'llamacpp:stage_queue\{stage="0",replica="0",device="[^"]+",layers="0-\d+"\} \d')
+        self.assertRegex(text, r'llamacpp:stage_kv_cache_usage_ratio\{stage="0",replica="0",device="[^"]+",layers="0-\d+"\} 0')
         self.assertEqual(server.stop(), 0)
         self.wait_until(lambda: self.metrics(port)["caravan_stages"] == 0)
         self.assertEqual(self.metrics(port)["caravan_tickets_total"], during["caravan_tickets_total"])

@@ -6,6 +6,7 @@ import socket
 import tempfile
 import threading
 import unittest
+import urllib.request
 
 from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, Server, Stream, clean_environment, free_port, run
 
@@ -151,10 +152,19 @@ class DirectHops(ClusterTest):
         local.stop()
         proxy = Proxy()
         self.addCleanup(proxy.close)
-        first, second = self.start(Backend), self.start(Backend, extra=("--advertise", proxy.address))
+        first = self.start(Backend, extra=("--metrics-port", 0))
+        second = self.start(Backend, extra=("--advertise", proxy.address))
         proxy.target = ("127.0.0.1", second.port)
         server = self.start(Server, [first, second])
         self.assertEqual(inputs(server.log), ["server", "direct"])
+        metrics = first.wait_for(r"metrics on (http://127\.0\.0\.1:\d+)").group(1) + "/metrics"
+
+        def value(name):
+            text = urllib.request.urlopen(metrics, timeout=10).read().decode()
+            return sum(float(found) for found in re.findall(rf"^caravan_{name}(?:\{{.*\}})? (\S+)$", text, re.M))
+
+        self.wait_until(lambda: value("stage_next_rtt_seconds") > 0)
+        self.assertEqual(value("hops_lost_total"), 0)
         stream = Stream(server, PROMPTS[0], n_predict=200, ignore_eos=True)
         events = stream.events()
         text = next(events)["content"]
@@ -162,6 +172,7 @@ class DirectHops(ClusterTest):
         text += "".join(event["content"] for event in events)
         self.assertEqual(text, expected)
         self.assertEqual(inputs(server.log), ["server", "relayed"])
+        self.assertGreaterEqual(value("hops_lost_total"), 1)
         self.assertTrue(first.alive() and second.alive() and server.alive())
 
 
