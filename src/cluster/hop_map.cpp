@@ -10,6 +10,8 @@
 namespace caravan::cluster {
 namespace {
 
+constexpr const char* kNotTried = "there was no time to try it";
+
 Hop probe(const Backend& from, const Backend& to) {
   const auto address = to.peer_address();
   if (!address) return {std::nullopt, fmt::format("{} takes connections from nobody else", to.name())};
@@ -47,20 +49,18 @@ HopTable HopMap::look(std::span<const Membership::Member> members) {
       if (asked[i].empty()) continue;
       askers.push_back(std::async(std::launch::async, [&, i] {
         for (const size_t j : asked[i]) {
-          if (Clock::now() - now < options_.budget)
+          if (Clock::now() - now < kLongestLook)
             hops[i][j] = probe(*members[i].backend, *members[j].backend);
           else
-            hops[i][j].why_not = "there was no time to try it";
+            hops[i][j].why_not = kNotTried;
         }
       }));
     }
   }
-  const Clock::time_point end = Clock::now();
+  const Clock::time_point until = Clock::now() + kRemembered;
   for (size_t i = 0; i < members.size(); ++i)
-    for (const size_t j : asked[i]) {
-      const bool reached = hops[i][j].rtt.has_value();
-      known_[{ids[i], ids[j]}] = {hops[i][j], end + (reached ? options_.while_reached : options_.while_unreached)};
-    }
+    for (const size_t j : asked[i])
+      if (hops[i][j].why_not != kNotTried) known_[{ids[i], ids[j]}] = {hops[i][j], until};
   return hops;
 }
 

@@ -25,16 +25,10 @@ using HopTable = std::vector<std::vector<Hop>>;  // from each (first index) to e
 class HopMap {
  public:
   using Clock = std::chrono::steady_clock;
-  struct Options {
-    std::chrono::milliseconds budget{5000};  // for one look(); what was not tried until then counts as out of reach
-    // How long results are remembered. Those who reach each other are asked again when a plan is made much later; what
-    // does not answer makes plans wait.
-    Clock::duration while_reached = std::chrono::seconds(60);
-    Clock::duration while_unreached = std::chrono::minutes(10);
-  };
-
-  HopMap() = default;
-  explicit HopMap(Options options) : options_(options) {}
+  // What was not tried by then counts as out of reach, until the next look().
+  static constexpr auto kLongestLook = std::chrono::seconds(5);
+  // So that plans that are made one after the other need not wait for those who do not answer.
+  static constexpr auto kRemembered = std::chrono::seconds(60);
 
   // The hops between members. Members without a backend reach nobody and are not reached.
   // Asks those of which nothing is remembered, and waits: one connection after the other per backend, all backends at
@@ -48,7 +42,6 @@ class HopMap {
     Hop hop;
     Clock::time_point until;
   };
-  const Options options_;
   std::map<std::pair<std::string, std::string>, Known> known_;  // by the ids of the backends
 };
 
