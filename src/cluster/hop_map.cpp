@@ -10,8 +10,6 @@
 namespace caravan::cluster {
 namespace {
 
-constexpr const char* kNotTried = "there was no time to try it";
-
 Hop probe(const Backend& from, const Backend& to) {
   const auto address = to.peer_address();
   if (!address) return {std::nullopt, fmt::format("{} takes connections from nobody else", to.name())};
@@ -30,7 +28,7 @@ Hop probe(const Backend& from, const Backend& to) {
 HopTable HopMap::look(std::span<const Membership::Member> members) {
   const Clock::time_point now = Clock::now();
   std::erase_if(known_, [&](const auto& entry) { return entry.second.until <= now; });
-  HopTable hops(members.size(), std::vector<Hop>(members.size()));
+  HopTable hops(members.size(), std::vector<Hop>(members.size(), {std::nullopt, "there was no time to try it"}));
   std::vector<std::string> ids;
   for (const Membership::Member& member : members) ids.push_back(member.backend ? member.backend->id() : "");
   std::vector<std::vector<size_t>> asked(members.size());  // by each
@@ -48,19 +46,16 @@ HopTable HopMap::look(std::span<const Membership::Member> members) {
     for (size_t i = 0; i < members.size(); ++i) {
       if (asked[i].empty()) continue;
       askers.push_back(std::async(std::launch::async, [&, i] {
-        for (const size_t j : asked[i]) {
-          if (Clock::now() - now < kLongestLook)
-            hops[i][j] = probe(*members[i].backend, *members[j].backend);
-          else
-            hops[i][j].why_not = kNotTried;
-        }
+        size_t n = 0;
+        for (; n < asked[i].size() && Clock::now() - now < kLongestLook; ++n)
+          hops[i][asked[i][n]] = probe(*members[i].backend, *members[asked[i][n]].backend);
+        asked[i].resize(n);
       }));
     }
   }
   const Clock::time_point until = Clock::now() + kRemembered;
   for (size_t i = 0; i < members.size(); ++i)
-    for (const size_t j : asked[i])
-      if (hops[i][j].why_not != kNotTried) known_[{ids[i], ids[j]}] = {hops[i][j], until};
+    for (const size_t j : asked[i]) known_[{ids[i], ids[j]}] = {hops[i][j], until};
   return hops;
 }
 

@@ -14,7 +14,6 @@ namespace {
 
 // How hidden rows come to each stage of a candidate; without hops all are relayed.
 void set_inputs(Planner::Candidate& candidate, const HopTable& hops) {
-  candidate.relayed.clear();
   auto& stages = candidate.placement.stages;
   for (size_t i = 1; i < stages.size(); ++i) {
     const size_t from = stages[i - 1].device, to = stages[i].device;
@@ -127,6 +126,7 @@ Planner::Candidate Planner::choose_from(const Situation& situation, Choice choic
       // That context has no room any more.
     }
   }
+  set_inputs(candidate, hops);
   candidate.left_out = plan::left_out(request, candidate.offers, candidate.placement);
   return candidate;
 }
@@ -134,7 +134,6 @@ Planner::Candidate Planner::choose_from(const Situation& situation, Choice choic
 // By memory; and then by speed, where that is wanted and the speeds of all are known.
 void Planner::place(const plan::PlacementRequest& request, Candidate& candidate, const HopTable& hops) {
   candidate.placement = plan::place(request, candidate.offers);
-  set_inputs(candidate, hops);
   if (machines_ == Machines::local_only) return;
   const bool uses_local = std::any_of(candidate.placement.stages.begin(), candidate.placement.stages.end(),
                                       [&](const auto& placed) { return candidate.offers[placed.device].local; });
@@ -157,7 +156,6 @@ void Planner::place(const plan::PlacementRequest& request, Candidate& candidate,
   candidate.placement = plan::place(request, candidate.offers, plan::Speed{model, options_.goal});
   for (plan::PlacedStage& placed : candidate.placement.stages)
     placed.row_seconds = model.stage_seconds({placed.device, placed.slice.layer_begin, placed.slice.layer_end}, 1, 1);
-  set_inputs(candidate, hops);
 }
 
 // Measured when layers first come to this machine.

@@ -125,10 +125,4 @@ uint64_t Dispatcher::n_preemptions() const {
   return n;
 }
 
-double Dispatcher::kv_usage() const {
-  double usage = 0;
-  for (const auto& [id, replica] : replicas_) usage = std::max(usage, replica->kv_usage());
-  return usage;
-}
-
 }  // namespace caravan::engine

@@ -59,9 +59,6 @@ class Dispatcher {
   uint32_t n_running() const;
   uint32_t n_waiting() const { return static_cast<uint32_t>(sequences_.size()) - n_running(); }
   uint64_t n_preemptions() const;
-  // Blocks held by sequences / all blocks of the fullest group of the fullest replica; those that only a prefix cache
-  // keeps count as free.
-  double kv_usage() const;
 
  private:
   Scheduler* replica_for(const Sequence& waiting) const;

@@ -414,10 +414,12 @@ void Engine::Impl::publish() {
   status_.slots_total = dispatcher_.n_slots();
   status_.slots_busy = dispatcher_.n_running();
   status_.queue_length = dispatcher_.n_waiting();
-  status_.kv_usage_ratio = dispatcher_.kv_usage();
-  status_.replica_kv_usage.clear();
-  for (const ReplicaSummary& replica : plan_ ? plan_->replicas : std::vector<ReplicaSummary>())
-    status_.replica_kv_usage.push_back(dispatcher_.replicas().at(replica.id)->kv_usage());
+  status_.kv_usage_ratio = 0;
+  status_.replica_kv_usage.resize(plan_ ? plan_->replicas.size() : 0);
+  for (size_t i = 0; i < status_.replica_kv_usage.size(); ++i) {
+    status_.replica_kv_usage[i] = dispatcher_.replicas().at(plan_->replicas[i].id)->kv_usage();
+    status_.kv_usage_ratio = std::max(status_.kv_usage_ratio, status_.replica_kv_usage[i]);
+  }
   changed_.notify_all();
 }
 

@@ -62,7 +62,8 @@ struct EngineStatus {
   std::optional<PlanSummary> plan;  // the current one; only when ready or stopping
   uint32_t slots_total = 0, slots_busy = 0;
   uint32_t queue_length = 0;
-  double kv_usage_ratio = 0;             // blocks held by sequences / all, of the fullest cache group, 0..1
+  double kv_usage_ratio =
+      0;  // blocks held by sequences / all, of the fullest cache group, 0..1; what only a prefix cache keeps is free
   std::vector<double> replica_kv_usage;  // the same of each of the plan's replicas; empty: there is no plan
   EngineCounters counters;
 };

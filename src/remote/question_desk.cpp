@@ -13,9 +13,7 @@ bool QuestionDesk::post(const std::shared_ptr<Channel>& channel, Answer answer) 
     if (asker == askers_.end()) asker = askers_.insert(askers_.end(), Asker{channel, {}, {}, false});
     if (asker->waiting.size() + (asker->is_answered ? 1 : 0) >= max_waiting_) return false;
     asker->waiting.push_back(std::move(answer));
-    const auto n_ready = std::ranges::count_if(askers_, [this](const Asker& a) { return is_ready(a); });
-    if (n_answering_ + static_cast<size_t>(n_ready) > threads_.size() && threads_.size() < max_threads_)
-      threads_.emplace_back([this] { work(); });
+    if (askers_.size() > threads_.size() && threads_.size() < max_threads_) threads_.emplace_back([this] { work(); });
   }
   changed_.notify_one();
   return true;
@@ -63,13 +61,11 @@ void QuestionDesk::work() {
     Answer answer = std::move(asker->waiting.front());
     asker->waiting.pop_front();
     asker->is_answered = true;
-    ++n_answering_;
     const std::stop_token stop = asker->stop.get_token();
     lock.unlock();
     answer(stop);
     answer = nullptr;  // what it holds goes now, too
     lock.lock();
-    --n_answering_;
     asker->is_answered = false;
     if (asker->waiting.empty())
       askers_.erase(asker);

@@ -54,8 +54,7 @@ class QuestionDesk {
   const uint32_t max_threads_, max_waiting_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::list<Asker> askers_;            // under mutex_; whose turn it is first
-  uint32_t n_answering_ = 0;           // under mutex_
+  std::list<Asker> askers_;            // under mutex_; those with questions, whose turn it is first
   bool stopped_ = false;               // under mutex_
   std::vector<std::jthread> threads_;  // under mutex_; as many as were needed at a time
 };
