@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "base/error.h"
+#include "frames.h"
 #include "net/endpoint.h"
 #include "net/frame.h"
 #include "remote/codec.h"
@@ -173,12 +174,7 @@ void read_stream(ByteReader& reader) {
     const MessageInfo* info = find_message(header.type);
     if (info == nullptr) throw ProtocolError("unknown message");
     net::check_frame_limits(header, {info->max_header_bytes, info->max_payload_bytes});
-    net::Frame frame;
-    frame.type = header.type;
-    const auto head = reader.take(header.header_bytes, "header");
-    frame.header.assign(head.begin(), head.end());
-    const auto payload = reader.take(header.payload_bytes, "payload");
-    frame.payload.assign(payload.begin(), payload.end());
+    const net::Frame frame = fuzz::take_frame(header, reader);
     try {
       decode(frame);
     } catch (const Error&) {

@@ -7,10 +7,10 @@
 #include <cstdint>
 #include <memory>
 #include <set>
-#include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "frames.h"
 #include "net/memory_connection.h"
 #include "remote/backend_link.h"
 #include "remote/backend_service.h"
@@ -31,12 +31,7 @@ constexpr uint16_t kAsBackend = 1;
 
 template <typename Condition>
 bool soon(Condition condition) {
-  const auto until = std::chrono::steady_clock::now() + kPatience;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::sleep_for(std::chrono::microseconds(50));
-  }
-  return true;
+  return testing::eventually(condition, kPatience, std::chrono::microseconds(50));
 }
 
 BackendOptions options() {
@@ -200,12 +195,7 @@ void run(const Machine& machine, ByteReader& reader, Client& server, Client& bac
     fixed[kFlagsAt] = std::byte{0};
     ByteReader header_reader(fixed, "fuzz");
     const net::FrameHeader header = net::parse_frame_header(header_reader);
-    net::Frame frame;
-    frame.type = header.type;
-    const auto head = reader.take(header.header_bytes, "header");
-    frame.header.assign(head.begin(), head.end());
-    const auto payload = reader.take(header.payload_bytes, "payload");
-    frame.payload.assign(payload.begin(), payload.end());
+    net::Frame frame = fuzz::take_frame(header, reader);
     try {
       if (!prepare(machine, frame)) continue;
     } catch (const Error&) {

@@ -212,10 +212,11 @@ class Listener(threading.Thread):
         return self.tokens
 
 
-class SlowLink:
-    """Passes connections on to a port, at most so many bytes per second in each direction; bytes_per_s may be changed, None: no limit."""
+class Proxy:
+    """Passes connections on to a port, which may be set later, at most so many bytes per second in each direction; bytes_per_s may be
+    changed, None: no limit."""
 
-    def __init__(self, port, bytes_per_s):
+    def __init__(self, port=None, bytes_per_s=None):
         self.target, self.bytes_per_s = port, bytes_per_s
         self.n_bytes = 0  # to the port
         self.ends = []

@@ -2,13 +2,12 @@
 
 import pathlib
 import re
-import socket
 import tempfile
 import threading
 import unittest
 import urllib.request
 
-from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, Server, Stream, clean_environment, free_port, run
+from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, Proxy, Server, Stream, clean_environment, free_port, run
 
 PROMPTS = ["Once upon a time there was a fox named Lily.", "Question: What is the capital of France?\nAnswer:",
            "Building a website can be done in 10 simple steps:", "Hello", "2 + 3 =", "The colour of the sky is",
@@ -20,46 +19,6 @@ def inputs(log):
     table = log[log.rindex("plan:\n"):].splitlines()[2:]
     rows = [re.match(r"\S+ +\d+-\d+ +(server|direct|relayed) ", line) for line in table]
     return [row.group(1) for row in rows if row]
-
-
-class Proxy:
-    """Passes connections on to an address, until it is closed with all of them."""
-
-    def __init__(self):
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        self.target = None
-        self.sockets = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        try:
-            while True:
-                near, _ = self.listener.accept()
-                far = socket.create_connection(self.target)
-                self.sockets += [near, far]
-                for a, b in ((near, far), (far, near)):
-                    threading.Thread(target=self._copy, args=(a, b), daemon=True).start()
-        except OSError:
-            pass  # closed
-
-    @staticmethod
-    def _copy(a, b):
-        try:
-            while data := a.recv(65536):
-                b.sendall(data)
-            b.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # closed
-
-    def close(self):
-        # shutdown() ends what a thread waits in; close() alone does not.
-        for s in (self.listener, *self.sockets):
-            try:
-                s.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # gone already
-            s.close()
 
 
 class DirectHops(ClusterTest):
@@ -151,10 +110,10 @@ class DirectHops(ClusterTest):
         expected = local.complete(PROMPTS[0], n_predict=200, ignore_eos=True)["content"]
         local.stop()
         proxy = Proxy()
-        self.addCleanup(proxy.close)
+        self.addCleanup(proxy.stop)
         first = self.start(Backend, extra=("--metrics-port", 0))
         second = self.start(Backend, extra=("--advertise", proxy.address))
-        proxy.target = ("127.0.0.1", second.port)
+        proxy.target = second.port
         server = self.start(Server, [first, second])
         self.assertEqual(inputs(server.log), ["server", "direct"])
         metrics = first.wait_for(r"metrics on (http://127\.0\.0\.1:\d+)").group(1) + "/metrics"
@@ -168,7 +127,7 @@ class DirectHops(ClusterTest):
         stream = Stream(server, PROMPTS[0], n_predict=200, ignore_eos=True)
         events = stream.events()
         text = next(events)["content"]
-        proxy.close()
+        proxy.stop()
         text += "".join(event["content"] for event in events)
         self.assertEqual(text, expected)
         self.assertEqual(inputs(server.log), ["server", "relayed"])

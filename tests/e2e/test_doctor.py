@@ -11,7 +11,7 @@ import threading
 import time
 import unittest
 
-from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, SlowLink, clean_environment, free_port, run
+from harness import DEMO_MODEL, TOKEN, Backend, ClusterTest, Proxy, clean_environment, free_port, run
 from test_hostile import HEARTBEAT, HELLO, PROTOCOL_MAJOR, frame, message, varint
 
 SURVEY, LINK_TEST = 25, 27
@@ -92,7 +92,7 @@ class DoctorTest(ClusterTest):
         self.assertIn("fits", text)
 
     def test_slow_link(self):
-        link = SlowLink(self.start(Backend).port, 2e6)
+        link = Proxy(self.start(Backend).port, 2e6)
         status, text = self.doctor([link.address])
         link.stop()
         self.assertEqual(status, 1, text)
@@ -198,7 +198,7 @@ class PlanTest(ClusterTest):
 
     def test_slow_way_is_left_out(self):
         backend, far = self.start(Backend), self.start(Backend)
-        link = SlowLink(far.port, 1e6)
+        link = Proxy(far.port, 1e6)
         far.address = link.address
         plan = json.loads(self.plan([far, backend], "--plan", "latency", "--json"))
         text = self.plan([far, backend], "--plan", "latency")

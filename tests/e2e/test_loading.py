@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import unittest
 
-from harness import DEMO_MODEL, Backend, ClusterTest, Server, SlowLink, clean_environment, free_port, run
+from harness import DEMO_MODEL, Backend, ClusterTest, Proxy, Server, clean_environment, free_port, run
 
 PROMPT = "Once upon a time there was a fox named Lily."
 LOADED = r"loaded in [\d.]+ s: (.+) of weights from models-dir, (.+) from the cache, (.+) from other backends, (.+) from the server"
@@ -179,7 +179,7 @@ class Loading(ClusterTest):
     def half_load(self, *backend_options):
         """A backend behind a slow link, the link, and a server that has sent half of the weights and goes on sending."""
         backend = self.start(Backend, extra=backend_options)
-        link = SlowLink(backend.port, 1e6)
+        link = Proxy(backend.port, 1e6)
         self.addCleanup(link.stop)
         server = self.start(Server, [link.address], ready=False)
         self.wait_until(lambda: link.n_bytes > self.SIZE / 2, 60, "nothing is loaded")

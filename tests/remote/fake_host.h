@@ -326,13 +326,14 @@ class Collector : public stage::OutputSink {
   std::vector<stage::StageOutput> outputs_;
 };
 
-// Looks at a condition of other threads until it holds, for at most ten seconds.
+// Looks at a condition of other threads until it holds, for at most patience.
 template <typename Condition>
-bool eventually(Condition condition) {
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+bool eventually(Condition condition, std::chrono::nanoseconds patience = std::chrono::seconds(10),
+                std::chrono::nanoseconds pause = std::chrono::milliseconds(1)) {
+  const auto until = std::chrono::steady_clock::now() + patience;
   while (!condition()) {
     if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(pause);
   }
   return true;
 }
